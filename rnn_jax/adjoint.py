@@ -1,0 +1,234 @@
+"""Back-propagation through time, adjoints first.
+
+    s_t = step(theta, s_{t-1}, x_t)                    `forward`: a scan
+    lambda_t = e_t + J_{t+1}^T lambda_{t+1}            `adjoints`: a reverse scan that carries only lambda
+    dL/dtheta = sum_t (ds_t/dtheta)^T lambda_t         `parameter_gradients`: one product over all t
+
+e_t is the part of dL/ds_t that goes through the output of step t alone, lambda_t the whole of it.
+Plain autodiff adds a weight gradient to its carry at each step of the reverse scan and forgets
+lambda_t. Here the scan does the least that must be serial, and lambda_t for every t comes for free.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rnn_jax.cells import Affine, Cell
+from rnn_jax.types import Array, Params, State
+
+
+class Trajectory(NamedTuple):
+    """A forward run, and what its linearization needs.
+
+    Attributes:
+        initial: s_0, leaves `[B, H]`.
+        xs: `[T, B, D]`.
+        states: s_1..s_T, leaves `[T, B, H]`.
+        projected: a_t for cells whose `activate` must be differentiated at (a_t, r_t), else None.
+        recurred: r_t for the same cells, else None.
+        perturbations: what was added to the states as they were computed, or None.
+        valid: `[T, B]`, False on padding; None where there is none.
+    """
+
+    initial: State
+    xs: Array
+    states: State
+    projected: Any = None
+    recurred: Any = None
+    perturbations: State | None = None
+    valid: Array | None = None
+
+
+class Linearization(NamedTuple):
+    """Every step's transposed Jacobian J_t^T, as a function and what it needs at each t.
+
+    Attributes:
+        pull: `(lambda_t, local_t) -> J_t^T lambda_t`.
+        locals: pytree with a leading `[T]` axis.
+    """
+
+    pull: Callable[[State, Any], State]
+    locals: Any
+
+
+def where_valid(valid: Array | None, new: State, old: State) -> State:
+    """`new` where an example's sequence still runs, `old` on its padding; valid `[..., B]`."""
+    if valid is None:
+        return new
+
+    def select(a: Array, b: Array) -> Array:
+        mask = valid.reshape(valid.shape + (1,) * (a.ndim - valid.ndim))
+        return jnp.where(jnp.broadcast_to(mask, a.shape), a, b)
+
+    return jax.tree.map(select, new, old)
+
+
+def _needs_parts(cell: Cell) -> bool:
+    return cell.affine is not None and cell.affine.slope is None
+
+
+def forward(
+    cell: Cell,
+    params: Params,
+    initial: State,
+    xs: Array,
+    perturbations: State | None = None,
+    valid: Array | None = None,
+) -> Trajectory:
+    """Runs the cell over xs; on padding the state stays as it was."""
+    affine = cell.affine
+    inputs = xs if affine is None else affine.project(params, xs)
+
+    def body(state: State, inputs_t: tuple[Any, State | None, Array | None]) -> tuple[State, Any]:
+        x, perturbation, valid_t = inputs_t
+        recurred = None
+        if affine is None:
+            new = cell.step(params, state, x)
+        else:
+            recurred = affine.recur(params, state)
+            new = affine.activate(params, state, x, recurred)
+        if perturbation is not None:
+            new = jax.tree.map(jnp.add, new, perturbation)
+        new = where_valid(valid_t, new, state)
+        return new, (new, recurred if _needs_parts(cell) else None)
+
+    _, (states, recurred) = lax.scan(body, initial, (inputs, perturbations, valid))
+    projected = inputs if _needs_parts(cell) else None
+    return Trajectory(initial, xs, states, projected, recurred, perturbations, valid)
+
+
+def previous_states(trajectory: Trajectory) -> State:
+    """s_0..s_{T-1}: what each step started from."""
+    return jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[None], rest[:-1]]),
+        trajectory.initial,
+        trajectory.states,
+    )
+
+
+def slopes(affine: Affine, trajectory: Trajectory) -> Array:
+    """phi'(z_t) for every t, of a cell that can tell it from phi(z_t)."""
+    assert affine.slope is not None
+    activations = trajectory.states
+    if trajectory.perturbations is not None:
+        activations = jax.tree.map(jnp.subtract, activations, trajectory.perturbations)
+    return affine.slope(activations)
+
+
+def linearize(cell: Cell, params: Params, trajectory: Trajectory) -> Linearization:
+    """The steps' transposed Jacobians along a trajectory.
+
+    What can be linearized for all t at once is, so that the reverse scan is left with the product
+    by W^T and a few elementwise operations. A cell without structure is differentiated step by step.
+    """
+    affine = cell.affine
+    if affine is None:
+
+        def pull_step(adjoint: State, local: tuple[State, Array]) -> State:
+            previous, x = local
+            return jax.vjp(lambda state: cell.step(params, state, x), previous)[1](adjoint)[0]
+
+        return Linearization(pull_step, (previous_states(trajectory), trajectory.xs))
+
+    # recur is affine in the state, so its transpose is the same wherever it is taken.
+    transpose = jax.vjp(lambda state: affine.recur(params, state), trajectory.initial)[1]
+    if affine.slope is not None:
+
+        def pull_slope(adjoint: Array, slope: Array) -> State:
+            return transpose(adjoint * slope)[0]
+
+        return Linearization(pull_slope, slopes(affine, trajectory))
+
+    def pull_activation(adjoint: State, pullback: Callable[[State], Any]) -> State:
+        through_state, _, cotangent = pullback(adjoint)
+        return jax.tree.map(jnp.add, through_state, transpose(cotangent)[0])
+
+    return Linearization(pull_activation, _activation_pullbacks(cell, params, trajectory))
+
+
+def _activation_pullbacks(cell: Cell, params: Params, trajectory: Trajectory) -> Any:
+    """For every t the pullback of `activate` to (s_{t-1}, a_t, r_t), as one pytree over time."""
+    affine = cell.affine
+    assert affine is not None
+
+    def pullback(state: State, projected: Any, recurred: Any) -> Any:
+        return jax.vjp(
+            lambda s, a, r: affine.activate(params, s, a, r), state, projected, recurred
+        )[1]
+
+    return jax.vmap(pullback)(
+        previous_states(trajectory), trajectory.projected, trajectory.recurred
+    )
+
+
+def adjoints(
+    linearization: Linearization,
+    immediate: State,
+    valid: Array | None = None,
+) -> tuple[State, State]:
+    """lambda_t = e_t + J_{t+1}^T lambda_{t+1} for every t.
+
+    Args:
+        linearization: J_t^T for t = 1..T.
+        immediate: e_t, leaves `[T, B, H]`.
+        valid: `[T, B]`; on padding lambda_t is exactly 0 and what reaches it passes through.
+
+    Returns:
+        lambda_1..lambda_T, leaves `[T, B, H]`, and dL/ds_0, leaves `[B, H]`.
+    """
+
+    def body(future: State, inputs: tuple[State, Any, Array | None]) -> tuple[State, State]:
+        immediate_t, local, valid_t = inputs
+        adjoint = jax.tree.map(jnp.add, immediate_t, future)
+        past = where_valid(valid_t, linearization.pull(adjoint, local), adjoint)
+        return past, adjoint
+
+    nothing = jax.tree.map(lambda e: jnp.zeros_like(e[0]), immediate)
+    initial, result = lax.scan(
+        body, nothing, (immediate, linearization.locals, valid), reverse=True
+    )
+    return where_valid(valid, result, jax.tree.map(jnp.zeros_like, result)), initial
+
+
+def preactivation_cotangents(
+    cell: Cell, params: Params, trajectory: Trajectory, adjoint: State
+) -> tuple[Any, Any]:
+    """dL/da_t and dL/dr_t of a cell with `affine` parts, for all t at once; leaves `[T, B, G]`."""
+    affine = cell.affine
+    assert affine is not None
+    if affine.slope is not None:
+        delta = adjoint * slopes(affine, trajectory)
+        return delta, delta
+    pullbacks = _activation_pullbacks(cell, params, trajectory)
+    _, projected, recurred = jax.vmap(lambda pullback, cotangent: pullback(cotangent))(
+        pullbacks, adjoint
+    )
+    return projected, recurred
+
+
+def parameter_gradients(
+    cell: Cell, params: Params, trajectory: Trajectory, adjoint: State
+) -> tuple[Params, Array]:
+    """dL/dtheta = sum_t (ds_t/dtheta)^T lambda_t, and dL/dx_t `[T, B, D]`, from lambda_t."""
+    previous = previous_states(trajectory)
+    affine = cell.affine
+    if affine is None:
+        steps = jax.vmap(cell.step, in_axes=(None, 0, 0))
+        _, pullback = jax.vjp(lambda p, xs: steps(p, previous, xs), params, trajectory.xs)
+        return pullback(adjoint)
+
+    projected, recurred = preactivation_cotangents(cell, params, trajectory, adjoint)
+    from_input, inputs = jax.vjp(affine.project, params, trajectory.xs)[1](projected)
+    (from_state,) = jax.vjp(lambda p: affine.recur(p, previous), params)[1](recurred)
+    total = jax.tree.map(jnp.add, from_input, from_state)
+    if affine.slope is None:
+        # Elementwise parameters inside the activation, such as a leak.
+        activated = jax.vjp(
+            lambda p: affine.activate(p, previous, trajectory.projected, trajectory.recurred),
+            params,
+        )[1]
+        total = jax.tree.map(jnp.add, total, activated(adjoint)[0])
+    return total, inputs

@@ -1,0 +1,78 @@
+"""What a recurrent cell is here: a NamedTuple of pure functions, with its structure where known."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rnn_jax.types import Array, Params, State
+
+
+def _itself(state: State) -> Array:
+    return state
+
+
+class Affine(NamedTuple):
+    """A step taken apart: affine in x, affine in s, then an elementwise function.
+
+        step(params, s, x) == activate(params, s, project(params, x), recur(params, s))
+
+    Elman, leaky, LSTM and GRU cells all have this form. With the parts named, the input product is
+    one matrix product over all time steps before the forward scan, and the weight gradients are
+    one matrix product after the reverse scan; neither scan recomputes anything.
+
+    Attributes:
+        project: `(params, x) -> a`, affine in x; it broadcasts over leading axes.
+        recur: `(params, s) -> r`, affine in s; it broadcasts over leading axes.
+        activate: `(params, s, a, r) -> s'`, elementwise over batch and units; it broadcasts.
+        slope: `states -> phi'(z)` for cells `s' = phi(a + r)` whose slope can be told from s'
+            alone (tanh: 1 - s'^2). It saves the memory of r_t and the work of differentiating
+            `activate`. None for any other cell.
+    """
+
+    project: Callable[[Params, Array], Any]
+    recur: Callable[[Params, State], Any]
+    activate: Callable[[Params, State, Any, Any], State]
+    slope: Callable[[State], Array] | None = None
+
+
+class Cell(NamedTuple):
+    """A recurrent cell as pure functions; all of them broadcast over leading batch axes.
+
+    Attributes:
+        init: `(key, input_size) -> params`.
+        initial_state: `(params, batch_shape=()) -> state`, leaves `[*batch_shape, H]`.
+        step: `(params, state, x) -> state`, x `[..., D]`.
+        emit: `state -> [..., H]`, what the readout sees; the state itself unless given.
+        affine: the step's structure where it has one (see `Affine`); None is always correct.
+
+    Any pure function will do as a step:
+
+    >>> import jax, jax.numpy as jnp
+    >>> import rnn_jax
+    >>> integrator = rnn_jax.Cell(
+    ...     init=lambda key, input_size: jnp.ones(()),
+    ...     initial_state=lambda params, batch_shape=(): jnp.zeros((*batch_shape, 1)),
+    ...     step=lambda leak, state, x: leak * state + x,
+    ... )
+    >>> rnn_jax.unroll(integrator, 0.5, jnp.zeros(1), jnp.ones((3, 1)))[:, 0]
+    Array([1.  , 1.5 , 1.75], dtype=float32)
+    """
+
+    init: Callable[..., Params]
+    initial_state: Callable[..., State]
+    step: Callable[[Params, State, Array], State]
+    emit: Callable[[State], Array] = _itself
+    affine: Affine | None = None
+
+
+def affine_cell(
+    init: Callable[..., Params],
+    initial_state: Callable[..., State],
+    affine: Affine,
+    emit: Callable[[State], Array] = _itself,
+) -> Cell:
+    """A cell from its parts; `step` is their composition."""
+
+    def step(params: Params, state: State, x: Array) -> State:
+        return affine.activate(params, state, affine.project(params, x), affine.recur(params, state))
+
+    return Cell(init, initial_state, step, emit, affine)

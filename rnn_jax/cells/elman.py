@@ -1,0 +1,153 @@
+"""The vanilla recurrent network of Elman (1990), and its leaky kin."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rnn_jax import initializers
+from rnn_jax.cells.cell import Affine, Cell, affine_cell
+from rnn_jax.types import Array, Initializer, Key
+
+
+class ElmanParams(NamedTuple):
+    """Weights of an Elman cell: U `[D, H]`, W `[H, H]`, b `[H]`."""
+
+    U: Array
+    W: Array
+    b: Array
+
+
+class LeakyParams(NamedTuple):
+    """Weights of a leaky cell: U `[D, H]`, W `[H, H]`, b `[H]`, leak scalar or `[H]`."""
+
+    U: Array
+    W: Array
+    b: Array
+    leak: Array
+
+
+class Activation(NamedTuple):
+    """phi, and phi' as a function of phi(z)."""
+
+    function: Callable[[Array], Array]
+    slope: Callable[[Array], Array]
+
+
+ACTIVATIONS = {
+    "identity": Activation(lambda z: z, jnp.ones_like),
+    "relu": Activation(jax.nn.relu, lambda s: (s > 0).astype(s.dtype)),
+    "sigmoid": Activation(jax.nn.sigmoid, lambda s: s * (1 - s)),
+    "softplus": Activation(jax.nn.softplus, lambda s: -jnp.expm1(-s)),
+    "tanh": Activation(jnp.tanh, lambda s: 1 - s * s),
+}
+
+
+def activation_named(name: str) -> Activation:
+    """The activation of that name; `ValueError` lists the known ones."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is not known; take one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def check_size(name: str, size: int) -> None:
+    """`ValueError` unless a size is a positive whole number."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"{name} is {size!r}; give a whole number of at least 1")
+
+
+def add_bias(product: Array, bias: Array) -> Array:
+    """`[..., H] + [H]`, said aloud so that it also runs where implicit rank promotion is an error."""
+    return product + jnp.broadcast_to(bias, product.shape)
+
+
+def elman(
+    hidden_size: int,
+    activation: str = "tanh",
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+    bias_init: Initializer = initializers.zeros,
+) -> Cell:
+    """Elman cell, s_t = phi(x_t U + s_{t-1} W + b).
+
+    Args:
+        hidden_size: H.
+        activation: phi, one of `ACTIVATIONS`.
+        kernel_init: for U `[D, H]`; normal with standard deviation 1/sqrt(D) unless given.
+        recurrent_init: for W `[H, H]`; orthogonal with gain 1 unless given.
+        bias_init: for b `[H]`.
+
+    Returns:
+        A `Cell` with `ElmanParams` and a state `[..., H]`.
+
+    Source: Elman, "Finding structure in time", Cognitive Science 14 (1990).
+
+    >>> import jax, jax.numpy as jnp
+    >>> import rnn_jax
+    >>> cell = rnn_jax.elman(hidden_size=16)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> states = rnn_jax.unroll(cell, params, cell.initial_state(params, (8,)), jnp.ones((50, 8, 3)))
+    >>> states.shape
+    (50, 8, 16)
+    """
+    check_size("hidden_size", hidden_size)
+    phi = activation_named(activation)
+    kernel_init = kernel_init or initializers.gaussian(1.0)
+    recurrent_init = recurrent_init or initializers.orthogonal()
+
+    def init(key: Key, input_size: int) -> ElmanParams:
+        check_size("input_size", input_size)
+        kernel_key, recurrent_key, bias_key = jax.random.split(key, 3)
+        return ElmanParams(
+            U=kernel_init(kernel_key, (input_size, hidden_size), jnp.float32),
+            W=recurrent_init(recurrent_key, (hidden_size, hidden_size), jnp.float32),
+            b=bias_init(bias_key, (hidden_size,), jnp.float32),
+        )
+
+    def initial_state(params: ElmanParams, batch_shape: tuple[int, ...] = ()) -> Array:
+        return jnp.zeros((*batch_shape, hidden_size), params.W.dtype)
+
+    affine = Affine(
+        project=lambda params, x: add_bias(x @ params.U, params.b),
+        recur=lambda params, state: state @ params.W,
+        activate=lambda params, state, a, r: phi.function(a + r),
+        slope=phi.slope,
+    )
+    return affine_cell(init, initial_state, affine)
+
+
+def leaky(
+    hidden_size: int,
+    activation: str = "tanh",
+    leak: float = 0.1,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+    bias_init: Initializer = initializers.zeros,
+) -> Cell:
+    """Leaky cell, s_t = (1 - leak) s_{t-1} + leak phi(x_t U + s_{t-1} W + b).
+
+    Args:
+        leak: the share of the state renewed at each step, in (0, 1]; 1 is the Elman cell. It is
+            held in the parameters, so a sweep can vary it and training changes it.
+
+    The others are those of `elman`. Returns a `Cell` with `LeakyParams` and a state `[..., H]`.
+
+    Source: Jaeger et al., "Optimization and applications of echo state networks with
+    leaky-integrator neurons", Neural Networks 20 (2007).
+    """
+    phi = activation_named(activation).function
+    plain = elman(hidden_size, activation, kernel_init, recurrent_init, bias_init)
+    assert plain.affine is not None
+
+    def init(key: Key, input_size: int) -> LeakyParams:
+        return LeakyParams(*plain.init(key, input_size), leak=jnp.asarray(leak, jnp.float32))
+
+    affine = Affine(
+        project=plain.affine.project,
+        recur=plain.affine.recur,
+        activate=lambda params, state, a, r: (
+            state + jnp.broadcast_to(params.leak, state.shape) * (phi(a + r) - state)
+        ),
+    )
+    return affine_cell(init, plain.initial_state, affine)

@@ -1,0 +1,150 @@
+"""Gated cells: the LSTM and the GRU."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rnn_jax import initializers
+from rnn_jax.cells.cell import Affine, Cell, affine_cell
+from rnn_jax.cells.elman import add_bias, check_size
+from rnn_jax.types import Array, Initializer, Key
+
+
+class LSTMParams(NamedTuple):
+    """Weights of an LSTM, gates i, f, g, o side by side: U `[D, 4H]`, W `[H, 4H]`, b `[4H]`."""
+
+    U: Array
+    W: Array
+    b: Array
+
+
+class LSTMState(NamedTuple):
+    """Cell state c and hidden state h, each `[..., H]`."""
+
+    c: Array
+    h: Array
+
+
+class GRUParams(NamedTuple):
+    """Weights of a GRU, gates r, z, n side by side: U `[D, 3H]`, W `[H, 3H]`, b `[3H]`, d `[H]`.
+
+    d is the bias of the candidate's recurrent part, inside the reset gate's reach.
+    """
+
+    U: Array
+    W: Array
+    b: Array
+    d: Array
+
+
+def _gates(init: Initializer, key: Key, rows: int, hidden_size: int, count: int) -> Array:
+    """One draw a gate, side by side, so that each gate has the spectrum its initializer promises."""
+    keys = jax.random.split(key, count)
+    return jnp.concatenate([init(k, (rows, hidden_size), jnp.float32) for k in keys], axis=1)
+
+
+def lstm(
+    hidden_size: int,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+    forget_bias: float = 1.0,
+) -> Cell:
+    """LSTM, c_t = f c_{t-1} + i g and h_t = o tanh(c_t).
+
+        i, f, o = sigmoid(x_t U + h_{t-1} W + b),  g = tanh(x_t U + h_{t-1} W + b), a block each
+
+    Args:
+        hidden_size: H.
+        kernel_init: for each gate's `[D, H]`; normal with standard deviation 1/sqrt(D) unless given.
+        recurrent_init: for each gate's `[H, H]`; orthogonal unless given.
+        forget_bias: initial bias of the forget gate; a memory of tau steps wants ln(tau - 1).
+
+    Returns:
+        A `Cell` with `LSTMParams` and the state `LSTMState(c, h)`; `emit` gives h.
+
+    Source: Hochreiter & Schmidhuber (1997) with the forget gate of Gers et al. (2000).
+    """
+    check_size("hidden_size", hidden_size)
+    kernel_init = kernel_init or initializers.gaussian(1.0)
+    recurrent_init = recurrent_init or initializers.orthogonal()
+
+    def init(key: Key, input_size: int) -> LSTMParams:
+        check_size("input_size", input_size)
+        kernel_key, recurrent_key = jax.random.split(key)
+        bias = jnp.zeros((4, hidden_size)).at[1].set(forget_bias)
+        return LSTMParams(
+            U=_gates(kernel_init, kernel_key, input_size, hidden_size, 4),
+            W=_gates(recurrent_init, recurrent_key, hidden_size, hidden_size, 4),
+            b=bias.reshape(-1),
+        )
+
+    def initial_state(params: LSTMParams, batch_shape: tuple[int, ...] = ()) -> LSTMState:
+        zeros = jnp.zeros((*batch_shape, hidden_size), params.W.dtype)
+        return LSTMState(c=zeros, h=zeros)
+
+    def activate(params: LSTMParams, state: LSTMState, a: Array, r: Array) -> LSTMState:
+        i, f, g, o = jnp.split(a + r, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return LSTMState(c=c, h=jax.nn.sigmoid(o) * jnp.tanh(c))
+
+    affine = Affine(
+        project=lambda params, x: add_bias(x @ params.U, params.b),
+        recur=lambda params, state: state.h @ params.W,
+        activate=activate,
+    )
+    return affine_cell(init, initial_state, affine, emit=lambda state: state.h)
+
+
+def gru(
+    hidden_size: int,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> Cell:
+    """GRU, s_t = (1 - z) n + z s_{t-1}.
+
+        r, z = sigmoid(x_t U + s_{t-1} W + b),  n = tanh(x_t U + b + r (s_{t-1} W + d)), a block each
+
+    Args:
+        hidden_size: H.
+        kernel_init: for each gate's `[D, H]`; normal with standard deviation 1/sqrt(D) unless given.
+        recurrent_init: for each gate's `[H, H]`; orthogonal unless given.
+
+    Returns:
+        A `Cell` with `GRUParams` and a state `[..., H]`.
+
+    Source: Cho et al. (2014), in the variant of cuDNN, Flax and PyTorch (the reset gate acts after
+    the recurrent product).
+    """
+    check_size("hidden_size", hidden_size)
+    kernel_init = kernel_init or initializers.gaussian(1.0)
+    recurrent_init = recurrent_init or initializers.orthogonal()
+
+    def init(key: Key, input_size: int) -> GRUParams:
+        check_size("input_size", input_size)
+        kernel_key, recurrent_key = jax.random.split(key)
+        return GRUParams(
+            U=_gates(kernel_init, kernel_key, input_size, hidden_size, 3),
+            W=_gates(recurrent_init, recurrent_key, hidden_size, hidden_size, 3),
+            b=jnp.zeros(3 * hidden_size),
+            d=jnp.zeros(hidden_size),
+        )
+
+    def initial_state(params: GRUParams, batch_shape: tuple[int, ...] = ()) -> Array:
+        return jnp.zeros((*batch_shape, hidden_size), params.W.dtype)
+
+    def recur(params: GRUParams, state: Array) -> Array:
+        bias = jnp.concatenate([jnp.zeros_like(params.b[: 2 * hidden_size]), params.d])
+        return add_bias(state @ params.W, bias)
+
+    def activate(params: GRUParams, state: Array, a: Array, r: Array) -> Array:
+        reset, update, candidate = jnp.split(a, 3, axis=-1)
+        r_reset, r_update, r_candidate = jnp.split(r, 3, axis=-1)
+        n = jnp.tanh(candidate + jax.nn.sigmoid(reset + r_reset) * r_candidate)
+        z = jax.nn.sigmoid(update + r_update)
+        return n + z * (state - n)
+
+    affine = Affine(
+        project=lambda params, x: add_bias(x @ params.U, params.b), recur=recur, activate=activate
+    )
+    return affine_cell(init, initial_state, affine)

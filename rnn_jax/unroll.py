@@ -1,0 +1,179 @@
+"""A cell over a sequence, differentiated adjoints first."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnn_jax import adjoint
+from rnn_jax.cells import Cell
+from rnn_jax.types import Array, Params, State
+
+
+def unroll(
+    cell: Cell,
+    params: Params,
+    state: State,
+    xs: Array,
+    *,
+    perturbations: State | None = None,
+    lengths: Array | None = None,
+) -> State:
+    """All states of a cell run over a sequence: s_t = step(params, s_{t-1}, x_t).
+
+    Args:
+        cell: any `Cell`.
+        params: the cell's parameters.
+        state: s_0, leaves `[B, H]` (or `[H]` for a single sequence).
+        xs: `[T, B, D]` (or `[T, D]`).
+        perturbations: zeros like the result, added to s_t as it is computed. Their gradient is
+            lambda_t = dL/ds_t, every path into the future included (`flax.linen.Module.perturb`).
+        lengths: `[B]` whole numbers in 1..T. Past an example's length its state stays as it was,
+            and the gradients of its inputs and perturbations are exactly zero.
+
+    Returns:
+        s_1..s_T, leaves `[T, B, H]`.
+
+    Raises:
+        ValueError: shapes that do not fit, both named.
+
+    The reverse rule runs the lines of `rnn_jax.adjoint`. Like every `jax.custom_vjp` it has no
+    forward mode; `plain_unroll` has.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import rnn_jax
+    >>> cell = rnn_jax.lstm(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=2)
+    >>> states = rnn_jax.unroll(cell, params, cell.initial_state(params), jnp.ones((7, 2)))
+    >>> states.c.shape, states.h.shape
+    ((7, 4), (7, 4))
+    """
+    check_fit(cell, params, state, xs, perturbations)
+    valid = None if lengths is None else valid_steps(lengths, xs)
+    try:
+        return _unroll(cell, params, state, xs, perturbations, valid)
+    except TypeError as error:
+        raise _shape_error(params, state, xs, error) from error
+
+
+def plain_unroll(
+    cell: Cell,
+    params: Params,
+    state: State,
+    xs: Array,
+    *,
+    perturbations: State | None = None,
+    lengths: Array | None = None,
+) -> State:
+    """`unroll` as `lax.scan` over `cell.step` and nothing else.
+
+    The same arguments and result. JAX differentiates it by itself, in forward mode too: it serves
+    Jacobian-vector products, and it is the answer that `unroll` is tested against.
+    """
+    check_fit(cell, params, state, xs, perturbations)
+    valid = None if lengths is None else valid_steps(lengths, xs)
+    try:
+        return adjoint.forward(
+            cell._replace(affine=None), params, state, xs, perturbations, valid
+        ).states
+    except TypeError as error:
+        raise _shape_error(params, state, xs, error) from error
+
+
+def zero_perturbations(state: State, num_steps: int) -> State:
+    """Zeros like `num_steps` states, leaves `[T, B, H]`."""
+    return jax.tree.map(lambda s: jnp.zeros((num_steps, *jnp.shape(s)), jnp.result_type(s)), state)
+
+
+def valid_steps(lengths: Array, xs: Array) -> Array:
+    """`[T, B]`, True where t < lengths; `ValueError` for lengths of another shape or off 1..T."""
+    num_steps, batch_shape = xs.shape[0], xs.shape[1:-1]
+    if not isinstance(lengths, jax.core.Tracer):
+        lengths = np.asarray(lengths)
+    if lengths.shape != batch_shape or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(
+            f"lengths has shape {lengths.shape} and type {lengths.dtype}, but xs {xs.shape} wants "
+            f"whole numbers of shape {batch_shape}: one length for each example"
+        )
+    if not isinstance(lengths, jax.core.Tracer) and lengths.size:
+        low, high = np.min(lengths), np.max(lengths)
+        if low < 1 or high > num_steps:
+            raise ValueError(
+                f"lengths run from {low} to {high}, but each must be in 1..{num_steps}, the number "
+                "of steps in xs; drop empty examples or pad xs further"
+            )
+    steps = jnp.arange(num_steps).reshape((num_steps,) + (1,) * lengths.ndim)
+    return steps < jnp.asarray(lengths)[None]
+
+
+def check_fit(
+    cell: Cell, params: Params, state: State, xs: Array, perturbations: State | None = None
+) -> None:
+    """`ValueError`, naming both shapes, unless state and perturbations fit cell and xs."""
+    if jnp.ndim(xs) < 2:
+        raise ValueError(
+            f"xs has shape {jnp.shape(xs)}, but [T, B, D] or [T, D] is wanted: time first, "
+            "features last; a single feature still needs its axis, xs[:, None]"
+        )
+    if xs.shape[0] < 1:
+        raise ValueError(f"xs has shape {xs.shape}: no time step; give at least one")
+    wanted = jax.eval_shape(lambda p: cell.initial_state(p, xs.shape[1:-1]), params)
+    _check_tree("state", state, wanted, f"cell and xs {xs.shape}")
+    if perturbations is not None:
+        wanted = jax.eval_shape(lambda s: zero_perturbations(s, xs.shape[0]), wanted)
+        _check_tree("perturbations", perturbations, wanted, "the states")
+
+
+def _check_tree(name: str, given: State, wanted: State, by: str) -> None:
+    shapes, wanted_shapes = (jax.tree.map(jnp.shape, tree) for tree in (given, wanted))
+    same = jax.tree.structure(given) == jax.tree.structure(wanted)
+    if not same or shapes != wanted_shapes:
+        raise ValueError(
+            f"{name} has shape {shapes}, but {by} want {wanted_shapes}; "
+            "cell.initial_state(params, batch_shape) makes a state that fits"
+        )
+
+
+def _shape_error(params: Params, state: State, xs: Array, error: TypeError) -> ValueError:
+    shapes = jax.tree.map(jnp.shape, params)
+    return ValueError(
+        f"the cell cannot step from a state of shape {jax.tree.map(jnp.shape, state)} with x of "
+        f"shape {xs.shape[1:]} and parameters of shapes {shapes}: {str(error).splitlines()[0]}"
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _unroll(
+    cell: Cell,
+    params: Params,
+    state: State,
+    xs: Array,
+    perturbations: State | None,
+    valid: Array | None,
+) -> State:
+    return adjoint.forward(cell, params, state, xs, perturbations, valid).states
+
+
+def _forward(
+    cell: Cell,
+    params: Params,
+    state: State,
+    xs: Array,
+    perturbations: State | None,
+    valid: Array | None,
+) -> tuple[State, Any]:
+    trajectory = adjoint.forward(cell, params, state, xs, perturbations, valid)
+    return trajectory.states, (params, trajectory, perturbations is not None)
+
+
+def _backward(cell: Cell, residuals: Any, immediate: State) -> tuple[Any, ...]:
+    params, trajectory, perturbed = residuals
+    linearization = adjoint.linearize(cell, params, trajectory)
+    result, initial = adjoint.adjoints(linearization, immediate, trajectory.valid)
+    gradients, inputs = adjoint.parameter_gradients(cell, params, trajectory, result)
+    return gradients, initial, inputs, result if perturbed else None, None
+
+
+_unroll.defvjp(_forward, _backward)
