@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from rnn_jax.types import Array, Params, State
 
 
@@ -26,12 +28,21 @@ class Affine(NamedTuple):
         slope: `states -> phi'(z)` for cells `s' = phi(a + r)` whose slope can be told from s'
             alone (tanh: 1 - s'^2). It saves the memory of r_t and the work of differentiating
             `activate`. None for any other cell.
+        factors: `(x, s_{t-1}, dL/da, dL/dr) -> params of (left, right)`, such that one example's
+            part of the gradient is the outer product left right^T for every parameter. None where
+            some parameter's is not.
     """
 
     project: Callable[[Params, Array], Any]
     recur: Callable[[Params, State], Any]
     activate: Callable[[Params, State, Any, Any], State]
     slope: Callable[[State], Array] | None = None
+    factors: Callable[[Array, State, Any, Any], Any] | None = None
+
+
+def ones_like_unit(x: Array) -> Array:
+    """Ones `[..., 1]` for x `[..., D]`: the left factor of a bias."""
+    return jnp.ones_like(x[..., :1])
 
 
 class Cell(NamedTuple):

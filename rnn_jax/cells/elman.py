@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import initializers
-from rnn_jax.cells.cell import Affine, Cell, affine_cell
+from rnn_jax.cells.cell import Affine, Cell, affine_cell, ones_like_unit
 from rnn_jax.types import Array, Initializer, Key
 
 
@@ -113,6 +113,9 @@ def elman(
         recur=lambda params, state: state @ params.W,
         activate=lambda params, state, a, r: phi.function(a + r),
         slope=phi.slope,
+        factors=lambda x, state, alpha, gamma: ElmanParams(
+            U=(x, alpha), W=(state, gamma), b=(ones_like_unit(x), alpha)
+        ),
     )
     return affine_cell(init, initial_state, affine)
 

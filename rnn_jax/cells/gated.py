@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import initializers
-from rnn_jax.cells.cell import Affine, Cell, affine_cell
+from rnn_jax.cells.cell import Affine, Cell, affine_cell, ones_like_unit
 from rnn_jax.cells.elman import add_bias, check_size
 from rnn_jax.types import Array, Initializer, Key
 
@@ -92,6 +92,9 @@ def lstm(
         project=lambda params, x: add_bias(x @ params.U, params.b),
         recur=lambda params, state: state.h @ params.W,
         activate=activate,
+        factors=lambda x, state, alpha, gamma: LSTMParams(
+            U=(x, alpha), W=(state.h, gamma), b=(ones_like_unit(x), alpha)
+        ),
     )
     return affine_cell(init, initial_state, affine, emit=lambda state: state.h)
 
@@ -145,6 +148,14 @@ def gru(
         return n + z * (state - n)
 
     affine = Affine(
-        project=lambda params, x: add_bias(x @ params.U, params.b), recur=recur, activate=activate
+        project=lambda params, x: add_bias(x @ params.U, params.b),
+        recur=recur,
+        activate=activate,
+        factors=lambda x, state, alpha, gamma: GRUParams(
+            U=(x, alpha),
+            W=(state, gamma),
+            b=(ones_like_unit(x), alpha),
+            d=(ones_like_unit(x), gamma[..., 2 * hidden_size :]),
+        ),
     )
     return affine_cell(init, initial_state, affine)

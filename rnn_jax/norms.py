@@ -1,0 +1,53 @@
+"""L2 norms over the recurrent state, one for each time step and example."""
+
+import jax
+import jax.numpy as jnp
+
+from rnn_jax.types import Array, State
+
+
+def per_example(leaf: Array, batch_axes: int) -> Array:
+    """A state leaf `[*batch, ...]` as `[*batch, H]`, whatever the shape of its units."""
+    return leaf.reshape((*leaf.shape[:batch_axes], -1))
+
+
+def state_norm(states: State, batch_axes: int) -> Array:
+    """|s|_2 over all units of all leaves: leaves `[*batch, ...]` -> `[*batch]`.
+
+    The largest entry is divided out before squaring, so that a norm of 1e-30 is not 0 in float32.
+
+    Args:
+        states: pytree whose leaves share their first `batch_axes` axes.
+        batch_axes: how many leading axes are time and batch; the norm is over all others.
+    """
+    leaves = [per_example(leaf, batch_axes) for leaf in jax.tree.leaves(states)]
+    units = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
+    largest = jnp.max(jnp.abs(units), axis=-1, keepdims=True)
+    # A non-finite or zero entry must come out as it is, not as 0/0.
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return jnp.linalg.norm(units / scale, axis=-1) * scale[..., 0]
+
+
+def adjoint_norms(adjoints: State) -> Array:
+    """Norm of dL_b/ds_t at each time step, as the root mean square over the examples b.
+
+    Args:
+        adjoints: gradient of the *mean* of the examples' losses, leaves `[T, B, ...]`. Example b
+            has 1/B of its own gradient in it; that factor is taken out, so that the result does
+            not depend on the size of the batch.
+
+    Returns:
+        `[T]`.
+    """
+    norms = state_norm(adjoints, 2)
+    batch_size = norms.shape[1]
+    if batch_size == 1:
+        return norms[:, 0]
+    return batch_size * root_mean_square(norms, axis=1)
+
+
+def root_mean_square(values: Array, axis: int) -> Array:
+    """sqrt(mean(values^2)), squared only after the largest value is divided out."""
+    largest = jnp.max(jnp.abs(values), axis=axis, keepdims=True)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return jnp.sqrt(jnp.mean(jnp.square(values / scale), axis=axis)) * jnp.squeeze(scale, axis)

@@ -1,0 +1,44 @@
+"""The sine wave of the tutorial: predict the next of evenly spaced points."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rnn_jax.types import Array, Batch, Key
+
+NUM_POINTS = 50
+SPAN = 10.0
+SPACING = SPAN / (NUM_POINTS - 1)
+
+
+def wave(start: Array, num_points: int) -> Array:
+    """sin at `num_points` points from each start on, SPACING apart: `[B]` -> `[num_points, B, 1]`."""
+    times = SPACING * jnp.arange(num_points)
+    return jnp.sin(start[None, :, None] + times[:, None, None])
+
+
+def sampler(
+    batch_size: int, num_points: int = NUM_POINTS, phases: str = "integer"
+) -> Callable[[Key], Batch]:
+    """A function `key -> Batch` of sine waves; targets are the inputs one point later.
+
+    Args:
+        batch_size: B.
+        num_points: points of each wave; inputs and targets are `[num_points - 1, B, 1]`.
+        phases: "integer" starts each wave at a whole number in 0..9, as the tutorial does;
+            "real" anywhere in [0, 2 pi).
+    """
+    if phases not in ("integer", "real"):
+        raise ValueError(f"phases is {phases!r}; take 'integer' or 'real'")
+
+    def sample(key: Key) -> Batch:
+        if phases == "integer":
+            start = jax.random.randint(key, (batch_size,), 0, 10).astype(jnp.float32)
+        else:
+            start = jax.random.uniform(key, (batch_size,), maxval=2 * math.pi)
+        points = wave(start, num_points)
+        return Batch(inputs=points[:-1], targets=points[1:])
+
+    return sample
