@@ -1,0 +1,1 @@
+"""Command-line experiments, each a module to run with `python -m experiments.NAME`."""

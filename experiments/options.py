@@ -1,0 +1,136 @@
+"""A frozen dataclass of settings, its absl flags, and their checks, from one definition.
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        num_steps: int = option(6000, "training iterations", minimum=1)
+
+`launch(main, Config)` defines a flag for each field, parses the command line into a `Config` and
+calls `main(config)`. The same checks hold for a `Config` made in Python (`check`).
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from absl import app, flags
+
+Config = TypeVar("Config")
+
+
+class UsageError(ValueError):
+    """A setting that cannot be; the message names the flag, what was given and what is wanted."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    choices: Sequence[str] | None = None,
+) -> Any:
+    """A setting with its help text and its limits.
+
+    Args:
+        default: its value unless given; its type is the setting's.
+        help: one line for `--help`.
+        minimum: smallest value allowed.
+        above: the value must be larger than this.
+        choices: the only texts allowed.
+    """
+    metadata = {"help": help, "minimum": minimum, "above": above, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(config: Any) -> None:
+    """Raises `UsageError` for the first setting outside its limits."""
+    for field in dataclasses.fields(config):
+        value, limits = getattr(config, field.name), field.metadata
+        wanted = _violation(value, field.default, limits)
+        if wanted:
+            raise UsageError(f"--{field.name}={value}: {wanted}")
+
+
+def _violation(value: Any, default: Any, limits: Any) -> str | None:
+    if limits["choices"] and value not in limits["choices"]:
+        return f"take one of {', '.join(limits['choices'])}"
+    if isinstance(default, bool) or not isinstance(default, int | float):
+        return None
+    if isinstance(default, int) and not isinstance(value, int):
+        return "give a whole number"
+    if not math.isfinite(value):
+        return "give a finite number"
+    if limits["minimum"] is not None and value < limits["minimum"]:
+        return f"give a number of at least {limits['minimum']}"
+    if limits["above"] is not None and value <= limits["above"]:
+        return f"give a number above {limits['above']}"
+    return None
+
+
+def define_flags(config_class: type, flag_values: flags.FlagValues, module: str) -> None:
+    """Defines one flag for each field, listed by `--help` under `module`."""
+    define = {
+        bool: flags.DEFINE_boolean,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for field in dataclasses.fields(config_class):
+        help = field.metadata["help"]
+        if field.metadata["choices"]:
+            help += f" ({' | '.join(field.metadata['choices'])})"
+        define[type(field.default)](
+            field.name, field.default, help, flag_values=flag_values
+        )
+        flag_values.register_key_flag_for_module(module, flag_values[field.name])
+
+
+def from_flags(config_class: type[Config], flag_values: flags.FlagValues) -> Config:
+    """The settings given by parsed flags, checked."""
+    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    config = config_class(**{name: flag_values[name].value for name in names})
+    check(config)
+    return config
+
+
+def launch(main: Callable[[Any], int | None], config_class: type) -> None:
+    """Runs `main(config)` with settings from the command line, and exits.
+
+    A wrong flag or an error of the user's (`ValueError`, `FloatingPointError`) ends in one line on
+    standard error: exit code 2 for a setting, 1 for a run that went wrong.
+    """
+    module = sys.argv[0]
+    define_flags(config_class, flags.FLAGS, module)
+    config: list[Any] = []
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            rest = app.parse_flags_with_usage(list(argv)) if _asks_help(argv) else flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise UsageError(f"{rest[1]!r} is not a flag; flags look like --name=value")
+            config.append(from_flags(config_class, flags.FLAGS))
+        except (flags.Error, UsageError) as error:
+            _exit(str(error) + "; --help lists the flags", 2)
+        return rest
+
+    def run(argv: Sequence[str]) -> None:
+        del argv
+        try:
+            sys.exit(main(config[0]))
+        except UsageError as error:
+            _exit(str(error), 2)
+        except (ValueError, FloatingPointError) as error:
+            _exit(str(error), 1)
+
+    app.run(run, flags_parser=parse)
+
+
+def _asks_help(argv: Sequence[str]) -> bool:
+    return any(word.lstrip("-").startswith("help") or word == "-?" for word in argv[1:])
+
+
+def _exit(message: str, code: int) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(code)

@@ -1,0 +1,38 @@
+"""How far a run is: a bar on a terminal, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+Report = Callable[[int, str], None]
+"""`(steps done, text beside it)`."""
+
+
+@contextlib.contextmanager
+def progress(total: int, unit: str = "iteration") -> Iterator[Report]:
+    """Yields a function to call with the number of steps done and a few words of news."""
+    if sys.stderr.isatty():
+        columns = (
+            TextColumn(f"{unit} {{task.completed:,}}/{{task.total:,}}"),
+            BarColumn(),
+            TextColumn("{task.fields[news]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=total, news="")
+            yield lambda done, news: bar.update(task, completed=done, news=news)
+        return
+
+    start = time.monotonic()
+
+    def report(done: int, news: str) -> None:
+        left = (time.monotonic() - start) / done * (total - done)
+        sys.stderr.write(f"{unit} {done}/{total}  {news}  {left:.0f} s left\n")
+        sys.stderr.flush()
+
+    yield report
