@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from absl import app, flags
+from absl import app, flags, logging
 
 Config = TypeVar("Config")
 
@@ -71,7 +71,7 @@ def _violation(value: Any, default: Any, limits: Any) -> str | None:
 
 def define_flags(config_class: type, flag_values: flags.FlagValues, module: str) -> None:
     """Defines one flag for each field, listed by `--help` under `module`."""
-    define = {
+    define: dict[type, Callable[..., Any]] = {
         bool: flags.DEFINE_boolean,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
@@ -81,9 +81,7 @@ def define_flags(config_class: type, flag_values: flags.FlagValues, module: str)
         help = field.metadata["help"]
         if field.metadata["choices"]:
             help += f" ({' | '.join(field.metadata['choices'])})"
-        define[type(field.default)](
-            field.name, field.default, help, flag_values=flag_values
-        )
+        define[type(field.default)](field.name, field.default, help, flag_values=flag_values)
         flag_values.register_key_flag_for_module(module, flag_values[field.name])
 
 
@@ -102,6 +100,8 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
     standard error: exit code 2 for a setting, 1 for a run that went wrong.
     """
     module = sys.argv[0]
+    # JAX says at level INFO which accelerators it did not find.
+    logging.set_verbosity(logging.WARNING)
     define_flags(config_class, flags.FLAGS, module)
     config: list[Any] = []
 

@@ -44,7 +44,7 @@ def use_compilation_cache(enabled: bool) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def state_norms(trace: Any) -> np.ndarray:
+def state_norms(trace: Any) -> Any:
     """|dL/ds_t| `[..., T]` of a trace with or without parameters."""
     return trace.states if isinstance(trace, train.ParameterTrace) else trace
 
@@ -134,7 +134,9 @@ def first_nonfinite(metrics: train.Metrics, first_step: int, clip_norm: float) -
         nonfinite = np.flatnonzero(~np.isfinite(norms[index]))
         where = "the gradient of the parameters is not finite"
         if nonfinite.size:
-            where = f"|dL/ds_t| leaves the finite range at time step {nonfinite[-1] + 1}, going back"
+            where = (
+                f"|dL/ds_t| leaves the finite range at time step {nonfinite[-1] + 1}, going back"
+            )
     cure = (
         "lower --clip_norm"
         if clip_norm > 0

@@ -1,7 +1,7 @@
 """Back-propagation through time, adjoints first.
 
     s_t = step(theta, s_{t-1}, x_t)                    `forward`: a scan
-    lambda_t = e_t + J_{t+1}^T lambda_{t+1}            `adjoints`: a reverse scan that carries only lambda
+    lambda_t = e_t + J_{t+1}^T lambda_{t+1}            `adjoints`: a reverse scan, lambda its carry
     dL/dtheta = sum_t (ds_t/dtheta)^T lambda_t         `parameter_gradients`: one product over all t
 
 e_t is the part of dL/ds_t that goes through the output of step t alone, lambda_t the whole of it.
@@ -66,8 +66,14 @@ def where_valid(valid: Array | None, new: State, old: State) -> State:
     return jax.tree.map(select, new, old)
 
 
-def _needs_parts(cell: Cell) -> bool:
-    return cell.affine is not None and cell.affine.slope is None
+HOISTED_ELEMENTS = 2**26
+"""Largest size of x_t U for all t at once, in numbers: a quarter of a gigabyte in float32."""
+
+
+def hoists_input(affine: Affine, params: Params, xs: Array) -> bool:
+    """Whether x_t U is computed for all t before the scan, or at each step to save its memory."""
+    projected = jax.eval_shape(affine.project, params, xs)
+    return sum(leaf.size for leaf in jax.tree.leaves(projected)) <= HOISTED_ELEMENTS
 
 
 def forward(
@@ -80,23 +86,29 @@ def forward(
 ) -> Trajectory:
     """Runs the cell over xs; on padding the state stays as it was."""
     affine = cell.affine
-    inputs = xs if affine is None else affine.project(params, xs)
+    hoisted = affine is not None and hoists_input(affine, params, xs)
+    inputs = affine.project(params, xs) if affine is not None and hoisted else xs
 
     def body(state: State, inputs_t: tuple[Any, State | None, Array | None]) -> tuple[State, Any]:
         x, perturbation, valid_t = inputs_t
-        recurred = None
+        parts = None
         if affine is None:
             new = cell.step(params, state, x)
         else:
+            projected = x if hoisted else affine.project(params, x)
             recurred = affine.recur(params, state)
-            new = affine.activate(params, state, x, recurred)
+            new = affine.activate(params, state, projected, recurred)
+            if affine.slope is None:
+                parts = (None if hoisted else projected, recurred)
         if perturbation is not None:
             new = jax.tree.map(jnp.add, new, perturbation)
         new = where_valid(valid_t, new, state)
-        return new, (new, recurred if _needs_parts(cell) else None)
+        return new, (new, parts)
 
-    _, (states, recurred) = lax.scan(body, initial, (inputs, perturbations, valid))
-    projected = inputs if _needs_parts(cell) else None
+    _, (states, parts) = lax.scan(body, initial, (inputs, perturbations, valid))
+    projected, recurred = parts or (None, None)
+    if recurred is not None and hoisted:
+        projected = inputs
     return Trajectory(initial, xs, states, projected, recurred, perturbations, valid)
 
 
@@ -109,20 +121,18 @@ def previous_states(trajectory: Trajectory) -> State:
     )
 
 
-def slopes(affine: Affine, trajectory: Trajectory) -> Array:
-    """phi'(z_t) for every t, of a cell that can tell it from phi(z_t)."""
-    assert affine.slope is not None
-    activations = trajectory.states
-    if trajectory.perturbations is not None:
-        activations = jax.tree.map(jnp.subtract, activations, trajectory.perturbations)
-    return affine.slope(activations)
+def activations(trajectory: Trajectory) -> State:
+    """The states as the cell computed them, before anything was added."""
+    if trajectory.perturbations is None:
+        return trajectory.states
+    return jax.tree.map(jnp.subtract, trajectory.states, trajectory.perturbations)
 
 
 def linearize(cell: Cell, params: Params, trajectory: Trajectory) -> Linearization:
     """The steps' transposed Jacobians along a trajectory.
 
     What can be linearized for all t at once is, so that the reverse scan is left with the product
-    by W^T and a few elementwise operations. A cell without structure is differentiated step by step.
+    by W^T and a few elementwise operations. A cell without structure is linearized at each step.
     """
     affine = cell.affine
     if affine is None:
@@ -136,11 +146,12 @@ def linearize(cell: Cell, params: Params, trajectory: Trajectory) -> Linearizati
     # recur is affine in the state, so its transpose is the same wherever it is taken.
     transpose = jax.vjp(lambda state: affine.recur(params, state), trajectory.initial)[1]
     if affine.slope is not None:
+        slope = affine.slope
 
-        def pull_slope(adjoint: Array, slope: Array) -> State:
-            return transpose(adjoint * slope)[0]
+        def pull_slope(adjoint: Array, activation: Array) -> State:
+            return transpose(adjoint * slope(activation))[0]
 
-        return Linearization(pull_slope, slopes(affine, trajectory))
+        return Linearization(pull_slope, activations(trajectory))
 
     def pull_activation(adjoint: State, pullback: Callable[[State], Any]) -> State:
         through_state, _, cotangent = pullback(adjoint)
@@ -200,7 +211,7 @@ def preactivation_cotangents(
     affine = cell.affine
     assert affine is not None
     if affine.slope is not None:
-        delta = adjoint * slopes(affine, trajectory)
+        delta = adjoint * affine.slope(activations(trajectory))
         return delta, delta
     pullbacks = _activation_pullbacks(cell, params, trajectory)
     _, projected, recurred = jax.vmap(lambda pullback, cotangent: pullback(cotangent))(

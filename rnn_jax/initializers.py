@@ -56,7 +56,7 @@ def identity(scale: float = 1.0) -> Initializer:
 
     def init(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
         del key
-        return scale * jnp.eye(*shape, dtype=dtype)
+        return scale * jnp.eye(shape[0], shape[1], dtype=dtype)
 
     return init
 

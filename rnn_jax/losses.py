@@ -34,6 +34,6 @@ def accuracy(logits: Array, labels: Array) -> Array:
 
 
 def masked_mean(values: Array, mask: Array, axis: int | tuple[int, ...] | None = None) -> Array:
-    """Mean of `values` over the places where `mask`, of the same shape, is True; 0 where none is."""
+    """Mean of `values` where `mask`, of the same shape, is True; 0 where it nowhere is."""
     count = jnp.sum(mask, axis=axis)
     return jnp.sum(jnp.where(mask, values, 0), axis=axis) / jnp.maximum(count, 1)

@@ -47,9 +47,7 @@ def _linear(params: ReadoutParams, emitted: Array) -> Array:
     return product + jnp.broadcast_to(params.c, product.shape)
 
 
-def sequence_model(
-    cell: Cell, output_size: int, readout_init: Initializer | None = None
-) -> Model:
+def sequence_model(cell: Cell, output_size: int, readout_init: Initializer | None = None) -> Model:
     """A model with an output at every step.
 
     Args:

@@ -13,7 +13,7 @@ def recorded(
     """Records the gradient's global norm, clips it to `clip_norm` if given, then optimizes.
 
     The norm is taken before clipping, so that it tells what the network produced; `raw_norm` reads
-    it from the optimizer's state. Clipping by global norm: Pascanu, Mikolov & Bengio (2013), alg. 1.
+    it from the optimizer's state. Clipping: Pascanu, Mikolov & Bengio (2013), algorithm 1.
 
     >>> import jax.numpy as jnp, optax
     >>> from rnn_jax import optim

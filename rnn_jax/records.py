@@ -1,10 +1,10 @@
 """A run's folder: config.json, metrics.jsonl, arrays. Every file is whole or absent.
 
-    config.json        what was asked for
-    metrics.jsonl      one JSON object a logged step
-    arrays/NAME.npy    the trace and other arrays
-    arrays/NAME.npz    pytrees, one entry a leaf, named by its path
-    NAME.png           figures
+config.json        what was asked for
+metrics.jsonl      one JSON object a logged step
+arrays/NAME.npy    the trace and other arrays
+arrays/NAME.npz    pytrees, one entry a leaf, named by its path
+NAME.png           figures
 """
 
 import json
@@ -91,7 +91,7 @@ def load_config(workdir: str | Path) -> dict[str, Any]:
 
 
 def append_metrics(workdir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds lines to metrics.jsonl. A value that is not finite is written as null, which JSON has."""
+    """Adds lines to metrics.jsonl; a value that is not finite becomes null, which JSON has."""
     lines = "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
     with (workdir / METRICS).open("a") as file:
         file.write(lines)
@@ -128,7 +128,8 @@ def save_tree(workdir: Path, name: str, tree: Any) -> None:
     path = workdir / ARRAYS / f"{name}.npz"
     temporary = path.with_name(f".{name}.npz")
     with temporary.open("wb") as file:
-        np.savez(file, **{key: np.asarray(leaf) for key, leaf in _named_leaves(tree)})
+        leaves: dict[str, Any] = {key: np.asarray(leaf) for key, leaf in _named_leaves(tree)}
+        np.savez(file, **leaves)
     temporary.replace(path)
 
 

@@ -130,9 +130,7 @@ def retrace(objective: Objective, params: ModelParams, carry: State, run: Run) -
     )
 
 
-def next_step_objective(
-    model: Model, loss: Callable[[Array, Array], Array]
-) -> Objective:
+def next_step_objective(model: Model, loss: Callable[[Array, Array], Array]) -> Objective:
     """An output and a loss at every step; the state is carried on (truncated BPTT).
 
     Args:

@@ -90,22 +90,22 @@ def zero_perturbations(state: State, num_steps: int) -> State:
 def valid_steps(lengths: Array, xs: Array) -> Array:
     """`[T, B]`, True where t < lengths; `ValueError` for lengths of another shape or off 1..T."""
     num_steps, batch_shape = xs.shape[0], xs.shape[1:-1]
-    if not isinstance(lengths, jax.core.Tracer):
-        lengths = np.asarray(lengths)
+    lengths = lengths if isinstance(lengths, jax.Array) else jnp.asarray(lengths)
     if lengths.shape != batch_shape or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(
             f"lengths has shape {lengths.shape} and type {lengths.dtype}, but xs {xs.shape} wants "
             f"whole numbers of shape {batch_shape}: one length for each example"
         )
     if not isinstance(lengths, jax.core.Tracer) and lengths.size:
-        low, high = np.min(lengths), np.max(lengths)
+        values = np.asarray(lengths)
+        low, high = values.min(), values.max()
         if low < 1 or high > num_steps:
             raise ValueError(
                 f"lengths run from {low} to {high}, but each must be in 1..{num_steps}, the number "
                 "of steps in xs; drop empty examples or pad xs further"
             )
     steps = jnp.arange(num_steps).reshape((num_steps,) + (1,) * lengths.ndim)
-    return steps < jnp.asarray(lengths)[None]
+    return steps < lengths[None]
 
 
 def check_fit(
@@ -128,8 +128,7 @@ def check_fit(
 
 def _check_tree(name: str, given: State, wanted: State, by: str) -> None:
     shapes, wanted_shapes = (jax.tree.map(jnp.shape, tree) for tree in (given, wanted))
-    same = jax.tree.structure(given) == jax.tree.structure(wanted)
-    if not same or shapes != wanted_shapes:
+    if shapes != wanted_shapes:
         raise ValueError(
             f"{name} has shape {shapes}, but {by} want {wanted_shapes}; "
             "cell.initial_state(params, batch_shape) makes a state that fits"

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from rnn_jax.types import Array, Params, State
 
+Factors = dict[str, tuple[Array, Array]]
+
 
 def _itself(state: State) -> Array:
     return state
@@ -28,16 +30,16 @@ class Affine(NamedTuple):
         slope: `states -> phi'(z)` for cells `s' = phi(a + r)` whose slope can be told from s'
             alone (tanh: 1 - s'^2). It saves the memory of r_t and the work of differentiating
             `activate`. None for any other cell.
-        factors: `(x, s_{t-1}, dL/da, dL/dr) -> params of (left, right)`, such that one example's
-            part of the gradient is the outer product left right^T for every parameter. None where
-            some parameter's is not.
+        factors: `(x, s_{t-1}, dL/da, dL/dr) -> {parameter: (left, right)}`, such that one
+            example's part of each parameter's gradient is the outer product left right^T. None
+            where some parameter's is not.
     """
 
     project: Callable[[Params, Array], Any]
     recur: Callable[[Params, State], Any]
     activate: Callable[[Params, State, Any, Any], State]
     slope: Callable[[State], Array] | None = None
-    factors: Callable[[Array, State, Any, Any], Any] | None = None
+    factors: Callable[[Array, State, Any, Any], Factors] | None = None
 
 
 def ones_like_unit(x: Array) -> Array:
@@ -84,6 +86,8 @@ def affine_cell(
     """A cell from its parts; `step` is their composition."""
 
     def step(params: Params, state: State, x: Array) -> State:
-        return affine.activate(params, state, affine.project(params, x), affine.recur(params, state))
+        return affine.activate(
+            params, state, affine.project(params, x), affine.recur(params, state)
+        )
 
     return Cell(init, initial_state, step, emit, affine)

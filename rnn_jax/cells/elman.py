@@ -58,7 +58,7 @@ def check_size(name: str, size: int) -> None:
 
 
 def add_bias(product: Array, bias: Array) -> Array:
-    """`[..., H] + [H]`, said aloud so that it also runs where implicit rank promotion is an error."""
+    """`[..., H] + [H]`, also where implicit rank promotion is an error."""
     return product + jnp.broadcast_to(bias, product.shape)
 
 
@@ -74,7 +74,7 @@ def elman(
     Args:
         hidden_size: H.
         activation: phi, one of `ACTIVATIONS`.
-        kernel_init: for U `[D, H]`; normal with standard deviation 1/sqrt(D) unless given.
+        kernel_init: for U `[D, H]`; normal, standard deviation 1/sqrt(D), unless given.
         recurrent_init: for W `[H, H]`; orthogonal with gain 1 unless given.
         bias_init: for b `[H]`.
 
@@ -87,8 +87,8 @@ def elman(
     >>> import rnn_jax
     >>> cell = rnn_jax.elman(hidden_size=16)
     >>> params = cell.init(jax.random.key(0), input_size=3)
-    >>> states = rnn_jax.unroll(cell, params, cell.initial_state(params, (8,)), jnp.ones((50, 8, 3)))
-    >>> states.shape
+    >>> state = cell.initial_state(params, batch_shape=(8,))
+    >>> rnn_jax.unroll(cell, params, state, jnp.ones((50, 8, 3))).shape
     (50, 8, 16)
     """
     check_size("hidden_size", hidden_size)
@@ -113,9 +113,11 @@ def elman(
         recur=lambda params, state: state @ params.W,
         activate=lambda params, state, a, r: phi.function(a + r),
         slope=phi.slope,
-        factors=lambda x, state, alpha, gamma: ElmanParams(
-            U=(x, alpha), W=(state, gamma), b=(ones_like_unit(x), alpha)
-        ),
+        factors=lambda x, state, alpha, gamma: {
+            "U": (x, alpha),
+            "W": (state, gamma),
+            "b": (ones_like_unit(x), alpha),
+        },
     )
     return affine_cell(init, initial_state, affine)
 
@@ -144,7 +146,8 @@ def leaky(
     assert plain.affine is not None
 
     def init(key: Key, input_size: int) -> LeakyParams:
-        return LeakyParams(*plain.init(key, input_size), leak=jnp.asarray(leak, jnp.float32))
+        U, W, b = plain.init(key, input_size)
+        return LeakyParams(U, W, b, leak=jnp.asarray(leak, jnp.float32))
 
     affine = Affine(
         project=plain.affine.project,

@@ -39,7 +39,7 @@ class GRUParams(NamedTuple):
 
 
 def _gates(init: Initializer, key: Key, rows: int, hidden_size: int, count: int) -> Array:
-    """One draw a gate, side by side, so that each gate has the spectrum its initializer promises."""
+    """One draw a gate, side by side: each gate has the spectrum that its initializer promises."""
     keys = jax.random.split(key, count)
     return jnp.concatenate([init(k, (rows, hidden_size), jnp.float32) for k in keys], axis=1)
 
@@ -52,11 +52,11 @@ def lstm(
 ) -> Cell:
     """LSTM, c_t = f c_{t-1} + i g and h_t = o tanh(c_t).
 
-        i, f, o = sigmoid(x_t U + h_{t-1} W + b),  g = tanh(x_t U + h_{t-1} W + b), a block each
+        i, f, o = sigmoid(x_t U + h_{t-1} W + b),  g = tanh(x_t U + h_{t-1} W + b)
 
     Args:
         hidden_size: H.
-        kernel_init: for each gate's `[D, H]`; normal with standard deviation 1/sqrt(D) unless given.
+        kernel_init: for each gate's `[D, H]`; normal, standard deviation 1/sqrt(D), unless given.
         recurrent_init: for each gate's `[H, H]`; orthogonal unless given.
         forget_bias: initial bias of the forget gate; a memory of tau steps wants ln(tau - 1).
 
@@ -92,9 +92,11 @@ def lstm(
         project=lambda params, x: add_bias(x @ params.U, params.b),
         recur=lambda params, state: state.h @ params.W,
         activate=activate,
-        factors=lambda x, state, alpha, gamma: LSTMParams(
-            U=(x, alpha), W=(state.h, gamma), b=(ones_like_unit(x), alpha)
-        ),
+        factors=lambda x, state, alpha, gamma: {
+            "U": (x, alpha),
+            "W": (state.h, gamma),
+            "b": (ones_like_unit(x), alpha),
+        },
     )
     return affine_cell(init, initial_state, affine, emit=lambda state: state.h)
 
@@ -106,11 +108,12 @@ def gru(
 ) -> Cell:
     """GRU, s_t = (1 - z) n + z s_{t-1}.
 
-        r, z = sigmoid(x_t U + s_{t-1} W + b),  n = tanh(x_t U + b + r (s_{t-1} W + d)), a block each
+        r, z = sigmoid(x_t U + s_{t-1} W + b)
+        n = tanh(x_t U + b + r (s_{t-1} W + d)), each with its own block of the weights
 
     Args:
         hidden_size: H.
-        kernel_init: for each gate's `[D, H]`; normal with standard deviation 1/sqrt(D) unless given.
+        kernel_init: for each gate's `[D, H]`; normal, standard deviation 1/sqrt(D), unless given.
         recurrent_init: for each gate's `[H, H]`; orthogonal unless given.
 
     Returns:
@@ -151,11 +154,11 @@ def gru(
         project=lambda params, x: add_bias(x @ params.U, params.b),
         recur=recur,
         activate=activate,
-        factors=lambda x, state, alpha, gamma: GRUParams(
-            U=(x, alpha),
-            W=(state, gamma),
-            b=(ones_like_unit(x), alpha),
-            d=(ones_like_unit(x), gamma[..., 2 * hidden_size :]),
-        ),
+        factors=lambda x, state, alpha, gamma: {
+            "U": (x, alpha),
+            "W": (state, gamma),
+            "b": (ones_like_unit(x), alpha),
+            "d": (ones_like_unit(x), gamma[..., 2 * hidden_size :]),
+        },
     )
     return affine_cell(init, initial_state, affine)

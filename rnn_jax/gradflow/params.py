@@ -10,9 +10,7 @@ from rnn_jax.cells import Cell
 from rnn_jax.types import Array, Params, State
 
 
-def summand_norms(
-    cell: Cell, params: Params, trajectory: Trajectory, adjoints: State
-) -> Params:
+def summand_norms(cell: Cell, params: Params, trajectory: Trajectory, adjoints: State) -> Params:
     """Norm of each step's summand of the parameter gradient.
 
     Args:
@@ -32,9 +30,7 @@ def summand_norms(
     if cell.affine is not None and cell.affine.factors is not None:
         cotangents = adjoint.preactivation_cotangents(cell, params, trajectory, adjoints)
         factors = cell.affine.factors(trajectory.xs, previous, *cotangents)
-        return jax.tree.map(
-            lambda pair: _product_norm(*pair), factors, is_leaf=lambda f: type(f) is tuple
-        )
+        return params._replace(**{name: _product_norm(*pair) for name, pair in factors.items()})
 
     def step_norms(step: tuple[State, Array, State]) -> Params:
         state, x, adjoint_t = step

@@ -14,7 +14,7 @@ SPACING = SPAN / (NUM_POINTS - 1)
 
 
 def wave(start: Array, num_points: int) -> Array:
-    """sin at `num_points` points from each start on, SPACING apart: `[B]` -> `[num_points, B, 1]`."""
+    """sin at `num_points` points SPACING apart from each start: `[B]` -> `[num_points, B, 1]`."""
     times = SPACING * jnp.arange(num_points)
     return jnp.sin(start[None, :, None] + times[:, None, None])
 

@@ -1,0 +1,493 @@
+"""What a gradient should do, before any is measured: closed forms and mean-field theory.
+
+A slope here is what ln|dL/ds_t| gains with each step back in time: negative where the gradient
+vanishes, positive where it explodes. Each stands on assumptions, which go with it.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.scipy.special import digamma
+from jax.typing import ArrayLike
+
+from rnn_jax.cells import Cell
+from rnn_jax.cells.elman import activation_named, check_size
+from rnn_jax.types import Array, Params, State
+
+LARGEST_SLOPES = {"identity": 1.0, "relu": 1.0, "sigmoid": 0.25, "softplus": 1.0, "tanh": 1.0}
+"""gamma, the largest value of phi'."""
+GROWTHS = {"identity": 1.0, "relu": 0.5, "sigmoid": 0.0, "softplus": 0.5, "tanh": 0.0}
+"""E[phi(sqrt(q) z)^2] / q, and E[phi'(sqrt(q) z)^2], for q without bound."""
+
+NUM_NODES = 256
+SMALLEST_VARIANCE, LARGEST_VARIANCE = 1e-30, 1e30
+NUM_HALVINGS = 64
+
+
+class Prediction(NamedTuple):
+    """A predicted slope and what it stands on.
+
+    Attributes:
+        slope: expected gain of ln|dL/ds_t| with one step back, nats per step; below 0 it vanishes.
+        assumption: under what the prediction holds.
+        source: paper.
+    """
+
+    slope: Array
+    assumption: str
+    source: str
+
+
+class FixedPoint(NamedTuple):
+    """Where a cell comes to rest under a constant input.
+
+    Attributes:
+        state: s* = step(params, s*, x), leaves `[H]`.
+        residual: largest entry of |step(params, s*, x) - s*|.
+        converged: whether the residual is within the tolerance.
+        slope: ln of the spectral radius of the Jacobian there, nats per step; nan unless converged.
+    """
+
+    state: State
+    residual: Array
+    converged: Array
+    slope: Array
+
+
+class SingularValueBounds(NamedTuple):
+    """What the singular values of W say, all `[...]` for W `[..., H, H]`.
+
+    Attributes:
+        largest: largest singular value of W.
+        gamma: largest value of phi'.
+        upper_slope: ln(gamma * largest); no slope of any trajectory lies above it.
+        lower_slope: ln of the smallest singular value for the identity; -inf, no bound, for every
+            other activation, whose phi' can come as near to 0 as it likes.
+        vanishing_sufficient: largest < 1/gamma: gradients must vanish.
+        exploding_possible: largest > 1/gamma: without it gradients cannot explode.
+    """
+
+    largest: Array
+    gamma: float
+    upper_slope: Array
+    lower_slope: Array
+    vanishing_sufficient: Array
+    exploding_possible: Array
+
+
+class ScalarSensitivity(NamedTuple):
+    """Stationary moments of h <- a h + x: of h, and of its derivative by a."""
+
+    state: Array
+    sensitivity: Array
+
+
+class TransientGrowth(NamedTuple):
+    """ln||W^k||_2 over k = 0..horizon, all `[...]` for W `[..., H, H]`.
+
+    Attributes:
+        peak: its largest value, 0 or above, since ||W^0|| = 1.
+        peak_step: the k at which it occurs; 0 where nothing grows.
+        initial_slope: ln of the largest singular value, the growth of the first step.
+        asymptotic_slope: ln of the spectral radius, nats per step in the long run.
+    """
+
+    peak: Array
+    peak_step: Array
+    initial_slope: Array
+    asymptotic_slope: Array
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _gaussian_mean(function: Callable[[Array], Array], variance: Array) -> Array:
+    """E[f(sqrt(variance) z)], z standard normal, by the midpoint rule in u, z = sinh(u) / scale.
+
+    The nodes crowd where the activation bends, within |z| < 1/sqrt(variance), and reach to
+    |z| = 9, so that the error is below rounding at any variance. Gauss-Hermite nodes, tens of
+    times as wide apart as the bend of a tanh at gain 10, are wrong there. No node lies at 0, where
+    ReLU has a kink.
+    """
+    scale = jnp.sqrt(1 + variance)
+    reach = jnp.arcsinh(9 * scale)
+    u = reach * ((2 * jnp.arange(NUM_NODES) + 1) / NUM_NODES - 1).astype(variance.dtype)
+    z = jnp.sinh(u) / scale
+    weights = jnp.exp(-z * z / 2) * jnp.cosh(u)
+    return jnp.sum(weights * jax.vmap(function)(jnp.sqrt(variance) * z)) / jnp.sum(weights)
+
+
+@_gaussian_mean.defjvp
+def _gaussian_mean_jvp(
+    function: Callable[[Array], Array], primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    # The heat equation, dE[f]/dq = E[f'']/2: differentiating sqrt(q) would be 0/0 at q = 0.
+    (variance,), (tangent,) = primals, tangents
+    curvature = _gaussian_mean(jax.grad(jax.grad(function)), variance)
+    return _gaussian_mean(function, variance), curvature * tangent / 2
+
+
+@functools.partial(jnp.vectorize, excluded={0})
+def _variance(activation: str, gain: Array, source: Array) -> Array:
+    """q = g^2 E[phi(sqrt(q) z)^2] + source, the stable solution."""
+    phi = activation_named(activation)
+    unbounded = GROWTHS[activation] * gain * gain >= 1
+    power = jnp.where(unbounded, 0, gain * gain)
+
+    def change(variance: Array) -> Array:
+        mean = _gaussian_mean(lambda z: jnp.square(phi.function(z)), variance)
+        return power * mean + source - variance
+
+    def solve(change: Callable[[Array], Array], rest: Array) -> Array:
+        def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bracket
+            middle = (low + high) / 2
+            grows = change(jnp.exp(middle)) > 0
+            return jnp.where(grows, middle, low), jnp.where(grows, high, middle)
+
+        # The change is positive below the stable solution and negative above it. Halving in ln q
+        # is as fast at the critical gain, where repeating the map takes 1/q steps to come near q.
+        ends = (jnp.full_like(rest, math.log(v)) for v in (SMALLEST_VARIANCE, LARGEST_VARIANCE))
+        low, high = lax.fori_loop(0, NUM_HALVINGS, halve, tuple(ends))
+        slope = phi.slope(phi.function(rest))
+        at_rest = (change(rest) == 0) & (power * slope * slope <= 1)
+        return jnp.where(at_rest, rest, jnp.exp((low + high) / 2))
+
+    def tangent_solve(linear: Callable[[Array], Array], y: Array) -> Array:
+        # At the critical gain both sides are 0: the derivative from below is taken.
+        derivative = linear(jnp.ones_like(y))
+        return y / jnp.where(derivative == 0, 1, derivative)
+
+    solution = lax.custom_root(change, jnp.zeros_like(gain), solve, tangent_solve)
+    return jnp.where(unbounded, jnp.inf, solution)
+
+
+@functools.partial(jnp.vectorize, excluded={0})
+def _mean_square_slope(activation: str, variance: Array) -> Array:
+    """E[phi'(sqrt(q) z)^2]."""
+    phi = activation_named(activation)
+    unbounded = jnp.isinf(variance)
+    # A ReLU has a slope at any variance but 0.
+    finite = jnp.clip(jnp.where(unbounded, 1, variance), min=SMALLEST_VARIANCE)
+    mean = _gaussian_mean(lambda z: jnp.square(phi.slope(phi.function(z))), finite)
+    return jnp.where(unbounded, GROWTHS[activation], mean)
+
+
+_jit_variance = jax.jit(_variance, static_argnums=0)
+_jit_mean_square_slope = jax.jit(_mean_square_slope, static_argnums=0)
+
+
+def mean_field_variance(
+    activation: str, gain: ArrayLike, input_std: ArrayLike = 0.0, bias_std: ArrayLike = 0.0
+) -> Array:
+    """Variance of the pre-activations of a wide random network once it is stationary.
+
+        q = g^2 E[phi(sqrt(q) z)^2] + input_std^2 + bias_std^2,    z standard normal
+
+    Args:
+        activation: phi, one of `ACTIVATIONS`.
+        gain: g; the entries of W are independent N(0, g^2/H).
+        input_std: standard deviation of x_t U over the units.
+        bias_std: standard deviation of b over the units.
+
+    Returns:
+        q, of the three's common shape: the stable solution, which is 0 for tanh without input up
+        to gain 1. inf from that gain on at which phi no longer holds the states back: 1 for the
+        identity, sqrt(2) for ReLU and softplus. Differentiable in all three; where it has a kink
+        (tanh, gain 1, no input), the derivative is that from below.
+
+    Raises:
+        ValueError: an unknown activation, or a gain or standard deviation that is not 0 or more.
+
+    Source: Poole et al., "Exponential expressivity in deep neural networks through transient
+    chaos" (2016), equation 3.
+    """
+    activation_named(activation)
+    given = {"gain": gain, "input_std": input_std, "bias_std": bias_std}
+    for name, value in given.items():
+        if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= 0):
+            raise ValueError(f"{name} is {value}; give 0 or more")
+    dtype = jnp.result_type(gain, input_std, bias_std, float)
+    g, input_std, bias_std = jnp.broadcast_arrays(*(jnp.asarray(v, dtype) for v in given.values()))
+    return _jit_variance(activation, g, input_std * input_std + bias_std * bias_std)
+
+
+def mean_field_chi(
+    activation: str, gain: ArrayLike, input_std: ArrayLike = 0.0, bias_std: ArrayLike = 0.0
+) -> Array:
+    """chi = g^2 E[phi'(sqrt(q) z)^2], by which |dL/ds_t|^2 is multiplied with each step back.
+
+    Arguments, shape, errors as in `mean_field_variance`, which gives q.
+
+    Source: Schoenholz et al., "Deep information propagation" (2017), equation 6.
+
+    >>> import rnn_jax.gradflow.theory as theory
+    >>> [round(float(theory.mean_field_chi("tanh", gain)), 3) for gain in (0.9, 2, 10)]
+    [0.81, 1.363, 5.545]
+    """
+    variance = mean_field_variance(activation, gain, input_std, bias_std)
+    g = jnp.broadcast_to(jnp.asarray(gain, variance.dtype), variance.shape)
+    return g * g * _jit_mean_square_slope(activation, variance)
+
+
+def mean_field_slope(
+    activation: str, gain: ArrayLike, input_std: ArrayLike = 0.0, bias_std: ArrayLike = 0.0
+) -> Prediction:
+    """Slope of the gradient in a wide random network, 1/2 ln chi.
+
+    Arguments, shape, errors as in `mean_field_variance`. ReLU's slope is ln(g / sqrt(2)) and the
+    identity's ln g whatever q is, so they hold for states that grow without bound as well.
+
+    Source: Chen, Pennington & Schoenholz, "Dynamical isometry and a mean field theory of RNNs"
+    (2018); for tanh without input, Sompolinsky, Crisanti & Sommers (1988).
+    """
+    return Prediction(
+        slope=jnp.log(mean_field_chi(activation, gain, input_std, bias_std)) / 2,
+        assumption=(
+            "a wide network with independent normal weights, W of standard deviation "
+            "gain/sqrt(H), in its stationary state; the loss lies in the future"
+        ),
+        source="Poole et al. 2016; Schoenholz et al. 2017; Chen, Pennington & Schoenholz 2018",
+    )
+
+
+def fixed_point_slope(W: Array, slope_at_fixed_point: ArrayLike = 1.0) -> Prediction:
+    """Slope of the gradient at rest: ln of the spectral radius of W diag(phi').
+
+    Args:
+        W: `[..., H, H]`.
+        slope_at_fixed_point: phi' there, scalar or `[H]`; 1 for tanh at 0, which is where it rests
+            without input and bias when the spectral radius of W is below 1.
+
+    Returns:
+        A slope `[...]`; -inf where W is nilpotent to the last digit.
+
+    Raises:
+        ValueError: W is not square, or the slopes do not fit it.
+
+    Source: Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks"
+    (2013), section 2.2.
+    """
+    check_square(W)
+    slopes = jnp.asarray(slope_at_fixed_point)
+    if slopes.shape not in ((), W.shape[-1:]):
+        raise ValueError(
+            f"slope_at_fixed_point has shape {slopes.shape}, but W {W.shape} wants a number or "
+            f"shape {W.shape[-1:]}: one slope for each unit"
+        )
+    return Prediction(
+        slope=log_spectral_radius(W * jnp.broadcast_to(slopes, W.shape)),
+        assumption="the state rests at the fixed point, and many steps lie between it and the loss",
+        source="Pascanu, Mikolov & Bengio 2013",
+    )
+
+
+def fixed_point(
+    cell: Cell,
+    params: Params,
+    x: Array,
+    state: State | None = None,
+    max_steps: int = 10_000,
+    tolerance: float | None = None,
+) -> FixedPoint:
+    """Repeats a cell's step on a constant input until it rests, and its slope there.
+
+    Args:
+        cell: any `Cell`.
+        params: its parameters.
+        x: `[D]`, the same at every step.
+        state: where to start, leaves `[H]`; the initial state unless given. A network that starts
+            on an unstable fixed point, as tanh at 0 without input may, stays there.
+        max_steps: when to give up. Near the edge of stability it takes ever more.
+        tolerance: the largest residual that counts as rest; 10 times rounding at the size of the
+            state unless given.
+
+    Returns:
+        `FixedPoint`; it cannot be differentiated in reverse.
+
+    Raises:
+        ValueError: x is not `[D]`, or max_steps not at least 1.
+    """
+    check_size("max_steps", max_steps)
+    if jnp.ndim(x) != 1:
+        raise ValueError(f"x has shape {jnp.shape(x)}, but [D] is wanted: one input, no batch")
+    start, unravel = ravel_pytree(cell.initial_state(params) if state is None else state)
+
+    def step(flat: Array) -> Array:
+        return ravel_pytree(cell.step(params, unravel(flat), x))[0]
+
+    def residual_of(flat: Array, new: Array) -> tuple[Array, Array]:
+        rounding = 10 * jnp.finfo(flat.dtype).eps * jnp.maximum(1, jnp.max(jnp.abs(flat)))
+        residual = jnp.max(jnp.abs(new - flat))
+        return residual, residual <= (rounding if tolerance is None else tolerance)
+
+    def moves(carry: tuple[Array, Array, Array]) -> Array:
+        flat, new, count = carry
+        return ~residual_of(flat, new)[1] & (count < max_steps)
+
+    flat, new, _ = lax.while_loop(
+        moves,
+        lambda carry: (carry[1], step(carry[1]), carry[2] + 1),
+        (start, step(start), jnp.asarray(1)),
+    )
+    residual, converged = residual_of(flat, new)
+    jacobian = jax.jacrev(step)(jnp.where(converged, flat, start))
+    slope = jnp.where(converged, log_spectral_radius(jacobian), jnp.nan)
+    return FixedPoint(unravel(flat), residual, converged, slope)
+
+
+def singular_value_bounds(W: Array, activation: str = "tanh") -> SingularValueBounds:
+    """Bounds on the slope of any trajectory of s_t = phi(x_t U + s_{t-1} W + b); W `[..., H, H]`.
+
+    Raises:
+        ValueError: an unknown activation, or W is not square.
+
+    Source: Pascanu, Mikolov & Bengio (2013), section 2.1.
+    """
+    activation_named(activation)
+    check_square(W)
+    gamma = LARGEST_SLOPES[activation]
+    values = jnp.linalg.svd(W, compute_uv=False)
+    largest, smallest = values[..., 0], values[..., -1]
+    return SingularValueBounds(
+        largest=largest,
+        gamma=gamma,
+        upper_slope=jnp.log(gamma * largest),
+        lower_slope=jnp.log(smallest if activation == "identity" else jnp.zeros_like(smallest)),
+        vanishing_sufficient=gamma * largest < 1,
+        exploding_possible=gamma * largest > 1,
+    )
+
+
+def newman_exponents(size: int) -> Array:
+    """Lyapunov exponents of a product of independent Gaussian matrices of variance 1/size.
+
+    Returns:
+        `[size]`, nats per step, largest first: 1/2 [ln(2/N) + digamma((N-i+1)/2)], i = 1..N. A
+        standard deviation of gain/sqrt(size) adds ln gain to each.
+
+    Raises:
+        ValueError: size is not a whole number of at least 1.
+
+    Source: Newman, "The distribution of Lyapunov exponents: exact results for random matrices"
+    (1986).
+    """
+    check_size("size", size)
+    return (math.log(2 / size) + digamma(jnp.arange(size, 0, -1, dtype=float) / 2)) / 2
+
+
+def trainable_length(slope: ArrayLike, survival: float = 1e-3) -> Array:
+    """Most steps over which a gradient falls to no less than `survival` of itself.
+
+    Args:
+        slope: nats per step, any shape.
+        survival: a share in (0, 1).
+
+    Returns:
+        floor(ln(survival) / slope), of slope's shape; inf where nothing vanishes (slope >= 0).
+
+    Raises:
+        ValueError: survival is not in (0, 1).
+    """
+    if not 0 < survival < 1:
+        raise ValueError(f"survival is {survival}; give a share between 0 and 1, both excluded")
+    slope = jnp.asarray(slope, jnp.result_type(slope, float))
+    length = math.log(survival) / jnp.where(slope == 0, -1, slope)
+    # A ratio that rounding alone keeps below a whole number counts as that number.
+    whole = jnp.floor(length * (1 + 4 * jnp.finfo(slope.dtype).eps))
+    return jnp.where(slope >= 0, jnp.inf, whole)
+
+
+def stable_length(slope: ArrayLike, survival: float = 1e-3) -> Array:
+    """Most steps over which a gradient grows to no more than 1/survival of itself.
+
+    Arguments and errors as in `trainable_length`; inf where nothing explodes (slope <= 0).
+    """
+    return trainable_length(-jnp.asarray(slope), survival)
+
+
+def forget_bias_for(memory_time: ArrayLike) -> Array:
+    """Bias of a forget gate that keeps 1 - 1/memory_time at each step: ln(memory_time - 1).
+
+    Args:
+        memory_time: steps until a share 1/e is left, any shape.
+
+    Raises:
+        ValueError: a memory time of 1 or less, which no gate has.
+
+    Source: Tallec & Ollivier, "Can recurrent neural networks warp time?" (2018), section 2.
+    """
+    if not isinstance(memory_time, jax.core.Tracer) and not np.all(np.asarray(memory_time) > 1):
+        raise ValueError(f"memory_time is {memory_time}; a gate needs more than 1 step")
+    return jnp.log(jnp.asarray(memory_time, jnp.result_type(memory_time, float)) - 1)
+
+
+def scalar_sensitivity(a: ArrayLike) -> ScalarSensitivity:
+    """E h^2 and E (dh/da)^2 of h <- a h + x once it is stationary, x white of variance 1.
+
+    Returns:
+        1/(1-a^2) and (1+a^2)/(1-a^2)^3, of a's shape; inf from |a| = 1 on. Near 1 the second
+        explodes although the gradient through the state, a^k, does not.
+
+    Source: Zucchet & Orvieto, "Recurrent neural networks: vanishing and exploding gradients are
+    not the end of the story" (2024), section 2.
+    """
+    a = jnp.asarray(a, jnp.result_type(a, float))
+    # Factored, 1 - a^2 keeps its digits near |a| = 1.
+    decay = jnp.clip((1 - a) * (1 + a), min=0)
+    return ScalarSensitivity(1 / decay, (1 + a * a) / decay**3)
+
+
+def transient_growth(W: Array, horizon: int) -> TransientGrowth:
+    """How far powers of W grow before their spectral radius has its way; W `[..., H, H]`.
+
+    A non-normal W can let a gradient explode for a while that it makes vanish in the end.
+
+    Args:
+        W: recurrent matrix.
+        horizon: the largest power. Each is kept at unit size with its logarithm aside, so that
+            none over- or underflows.
+
+    Raises:
+        ValueError: W is not square, or horizon not a whole number of at least 1.
+
+    Source: Trefethen & Embree, "Spectra and pseudospectra" (2005), chapter 16.
+    """
+    check_square(W)
+    check_size("horizon", horizon)
+
+    def multiply(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
+        power, log_scale = carry
+        norm = jnp.linalg.svd(power, compute_uv=False)[..., :1, None]
+        log_norm = log_scale + jnp.log(norm[..., 0, 0])
+        power = power / jnp.broadcast_to(jnp.where(norm > 0, norm, 1), power.shape)
+        return (power @ W, log_norm), log_norm
+
+    identity = jnp.broadcast_to(jnp.eye(W.shape[-1], dtype=W.dtype), W.shape)
+    start = (identity, jnp.zeros(W.shape[:-2], W.dtype))
+    _, log_norms = lax.scan(multiply, start, None, length=horizon + 1)
+    return TransientGrowth(
+        peak=jnp.max(log_norms, axis=0),
+        peak_step=jnp.argmax(log_norms, axis=0),
+        initial_slope=log_norms[1],
+        asymptotic_slope=log_spectral_radius(W),
+    )
+
+
+def log_spectral_radius(matrix: Array) -> Array:
+    """ln of the largest modulus of an eigenvalue, `[..., H, H] -> [...]`."""
+    return jnp.log(jnp.max(jnp.abs(jnp.linalg.eigvals(matrix)), axis=-1))
+
+
+def check_square(W: Array) -> None:
+    """`ValueError` unless W is `[..., H, H]`."""
+    if jnp.ndim(W) < 2 or W.shape[-1] != W.shape[-2] or W.shape[-1] < 1:
+        raise ValueError(
+            f"W has shape {jnp.shape(W)}, but [H, H] is wanted: a recurrent matrix is square; "
+            "give a gated cell's W gate by gate"
+        )
