@@ -61,9 +61,7 @@ class Gradients(NamedTuple):
     immediate: np.ndarray
 
 
-def random_weights(
-    rng: np.random.Generator, D: int, H: int, O: int, std: float = 0.5
-) -> Weights:
+def random_weights(rng: np.random.Generator, D: int, H: int, O: int, std: float = 0.5) -> Weights:
     """Normal entries of standard deviation `std` in every weight and bias."""
     shapes = ((D, H), (H, H), (H,), (H, O), (O,))
     return Weights(*(std * rng.normal(size=shape) for shape in shapes))

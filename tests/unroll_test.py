@@ -1,5 +1,6 @@
 """`unroll` against BPTT written by hand, finite differences, and a scan that JAX differentiates."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -43,8 +44,6 @@ def fast_and_slow() -> rnn_jax.Cell:
 
 CELLS = {
     "elman": rnn_jax.elman(H),
-    "elman_relu": rnn_jax.elman(H, "relu"),
-    "elman_softplus": rnn_jax.elman(H, "softplus"),
     "leaky": rnn_jax.leaky(H),
     "lstm": rnn_jax.lstm(H),
     "gru": rnn_jax.gru(H),
@@ -76,6 +75,8 @@ def problem(cell, batch_shape=(B,), seed=0):
     rng = np.random.default_rng(seed)
     params = jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0))
     params = random_like(rng, params, 0.5)
+    if isinstance(params, rnn_jax.LeakyParams):
+        params = params._replace(leak=jnp.asarray(rng.uniform(0.2, 0.8)))
     state = jax.eval_shape(lambda p: cell.initial_state(p, batch_shape), params)
     perturbations = jax.tree.map(lambda s: jnp.zeros((T, *s.shape)), state)
     return Problem(
@@ -100,23 +101,17 @@ def loss(cell, problem, run=unroll, lengths=None):
     return head(run(cell, params, state, xs, perturbations=perturbations, lengths=lengths))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def states_and_gradients(cell, problem, run=unroll, lengths=None):
     """The states, and the gradients by parameters, s_0, xs and perturbations, in one program."""
-
-    @jax.jit
-    def compute(problem):
-        params, state, xs, perturbations = problem
-        states = run(cell, params, state, xs, perturbations=perturbations, lengths=lengths)
-        return states, jax.grad(loss, 1)(cell, problem, run, lengths)
-
-    return compute(problem)
+    params, state, xs, perturbations = problem
+    states = run(cell, params, state, xs, perturbations=perturbations, lengths=lengths)
+    return states, jax.grad(loss, 1)(cell, problem, run, lengths)
 
 
 def assert_close(given, wanted, rtol=1e-11, atol=1e-12):
     """Equal trees, up to rounding in float64."""
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), given, wanted
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), given, wanted)
 
 
 # Against hand-written BPTT
@@ -139,9 +134,9 @@ def elman_problem(activation, seed=0):
         return jnp.mean((outputs - y) ** 2), states
 
     arguments = jax.tree.map(jnp.asarray, (weights, s_0, x, np.zeros((T, B, H))))
-    (value, states), gradients = jax.jit(
-        jax.value_and_grad(squared, (0, 1, 2, 3), has_aux=True)
-    )(*arguments)
+    (value, states), gradients = jax.jit(jax.value_and_grad(squared, (0, 1, 2, 3), has_aux=True))(
+        *arguments
+    )
     return data, run, value, states, gradients
 
 
@@ -207,7 +202,7 @@ def test_gradients_equal_central_differences(x64, cell, lengths):
         )
         return (up - down) / (2 * step)
 
-    _, gradients = states_and_gradients(cell, given, lengths=lengths)
+    _, gradients = states_and_gradients(cell, given, unroll, lengths)
     # Rounding of a loss of order 10 gives 1e-10, the third derivative as much.
     np.testing.assert_allclose(ravel_pytree(gradients)[0], differences(flat), atol=2e-8)
 
@@ -228,61 +223,46 @@ def test_structured_generic_and_plain_routes_agree(x64, cell, lengths):
 @pytest.mark.parametrize("name", ["elman", "lstm"])
 def test_routes_agree_without_perturbations(x64, name):
     cell, given = CELLS[name], problem(CELLS[name])._replace(perturbations=None)
-    assert_close(
-        states_and_gradients(cell, given), states_and_gradients(cell, given, plain_unroll)
-    )
+    assert_close(states_and_gradients(cell, given), states_and_gradients(cell, given, plain_unroll))
 
 
-@pytest.mark.parametrize("name", ["elman", "lstm", "gru", "user"])
+@pytest.mark.parametrize("name", ["elman", "lstm", "user"])
 def test_batch_axes_agree(x64, name):
     """[T, D], [T, B, D] and [T, 2, B, D] are the same examples; parameter gradients add up."""
     cell = CELLS[name]
-    two = problem(cell, (2, B))
-    states, gradients = states_and_gradients(cell, two)
-
-    def without_params(tree):
-        return tree._replace(params=None)
+    given = problem(cell, (2, B))
+    states, gradients = states_and_gradients(cell, given)
+    immediate = jax.jit(jax.grad(head))(states)
 
     @jax.jit
-    def gradient_of_one(states_like, given):
-        # The same head at every layout: the weights of `head` are drawn for one shape.
-        def value(given):
+    def states_and_part(given, immediate):
+        def weighted(given):
             params, state, xs, perturbations = given
-            run = unroll(cell, params, state, xs, perturbations=perturbations)
-            return sum(
-                jnp.sum(e * s)
-                for e, s in zip(jax.tree.leaves(states_like), jax.tree.leaves(run), strict=True)
-            )
+            states = unroll(cell, params, state, xs, perturbations=perturbations)
+            return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, immediate, states))), states
 
-        return jax.grad(value)(given)
+        gradients, states = jax.grad(weighted, has_aux=True)(given)
+        return states, gradients
 
-    immediate = jax.grad(head)(states)
-    for axes, indices in ((1, [0, 1]), (2, [(0, 0), (1, 2), (0, 1), (1, 0), (0, 2), (1, 1)])):
-        total = jax.tree.map(jnp.zeros_like, two.params)
+    batches, examples = [(0,), (1,)], [(a, b) for a in range(2) for b in range(B)]
+    for indices in (batches, examples):
+        total = jax.tree.map(jnp.zeros_like, given.params)
         for index in indices:
-            index = index if isinstance(index, tuple) else (index,)
-            assert len(index) == axes
-            at = (slice(None), *index)
-            one = Problem(
-                two.params,
-                jax.tree.map(lambda s, i=index: s[i], two.state),
-                two.xs[at],
-                jax.tree.map(lambda p, i=at: p[i], two.perturbations),
+            at, of_time = take(index), take((slice(None), *index))
+            part = Problem(
+                given.params, at(given.state), of_time(given.xs), of_time(given.perturbations)
             )
-            run = jax.jit(unroll, static_argnums=0)(
-                cell, one.params, one.state, one.xs, perturbations=one.perturbations
-            )
-            assert_close(run, jax.tree.map(lambda s, i=at: s[i], states))
-            part = gradient_of_one(jax.tree.map(lambda e, i=at: e[i], immediate), one)
-            wanted = Problem(
-                None,
-                jax.tree.map(lambda s, i=index: s[i], gradients.state),
-                gradients.xs[at],
-                jax.tree.map(lambda p, i=at: p[i], gradients.perturbations),
-            )
-            assert_close(without_params(part), wanted)
-            total = jax.tree.map(jnp.add, total, part.params)
+            part_states, part_gradients = states_and_part(part, of_time(immediate))
+            assert_close(part_states, of_time(states))
+            assert_close(part_gradients.state, at(gradients.state))
+            assert_close(part_gradients.xs, of_time(gradients.xs))
+            assert_close(part_gradients.perturbations, of_time(gradients.perturbations))
+            total = jax.tree.map(jnp.add, total, part_gradients.params)
         assert_close(total, gradients.params)
+
+
+def take(index):
+    return functools.partial(jax.tree.map, lambda leaf: leaf[index])
 
 
 # Padding
@@ -290,18 +270,19 @@ def test_batch_axes_agree(x64, name):
 
 def test_state_stays_as_it_was_on_padding(x64, cell):
     given = problem(cell)
-    run = jax.jit(unroll, static_argnums=0)
-    padded = run(cell, *given[:3], perturbations=given.perturbations, lengths=LENGTHS)
-    full = run(cell, *given[:3], perturbations=given.perturbations)
+    padded, _ = states_and_gradients(cell, given, unroll, LENGTHS)
+    full, _ = states_and_gradients(cell, given)
     for frozen, moving in zip(jax.tree.leaves(padded), jax.tree.leaves(full), strict=True):
         for example, length in enumerate(LENGTHS):
-            np.testing.assert_array_equal(frozen[:length, example], moving[:length, example])
+            np.testing.assert_allclose(
+                frozen[:length, example], moving[:length, example], rtol=1e-13
+            )
             last = np.broadcast_to(frozen[length - 1, example], frozen[length:, example].shape)
             np.testing.assert_array_equal(frozen[length:, example], last)
 
 
 def test_padding_gets_exactly_no_gradient(x64, cell):
-    _, gradients = states_and_gradients(cell, problem(cell), lengths=LENGTHS)
+    _, gradients = states_and_gradients(cell, problem(cell), unroll, LENGTHS)
     for leaf in (gradients.xs, *jax.tree.leaves(gradients.perturbations)):
         assert np.all(np.asarray(leaf)[PADDING] == 0)
         assert np.all(np.abs(np.asarray(leaf)[~PADDING]).max(axis=-1) > 0)
@@ -339,7 +320,7 @@ def test_padded_example_equals_the_shorter_sequence(x64, name):
 # Transformations
 
 
-@pytest.mark.parametrize("name", ["elman", "lstm", "gru", "user"])
+@pytest.mark.parametrize("name", ["elman", "lstm", "user"])
 def test_vmap_over_parameters_equals_each_alone(x64, name):
     cell = CELLS[name]
     given = problem(cell)
@@ -356,9 +337,7 @@ def test_vmap_over_examples_and_lengths_equals_the_batch(x64):
     given = problem(cell)
 
     def one(state, xs, perturbations, length):
-        return unroll(
-            cell, given.params, state, xs, perturbations=perturbations, lengths=length
-        )
+        return unroll(cell, given.params, state, xs, perturbations=perturbations, lengths=length)
 
     mapped = jax.jit(jax.vmap(one, in_axes=(0, 1, 1, 0), out_axes=1))(
         given.state, given.xs, given.perturbations, jnp.asarray(LENGTHS)
@@ -369,11 +348,10 @@ def test_vmap_over_examples_and_lengths_equals_the_batch(x64):
     assert_close(mapped, batched)
 
 
-@pytest.mark.parametrize("name", ["elman", "lstm"])
-def test_works_without_jit(x64, name):
-    cell, given = CELLS[name], problem(CELLS[name])
+def test_works_without_jit(x64):
+    cell, given = CELLS["lstm"], problem(CELLS["lstm"])
     eager = jax.grad(lambda given: loss(cell, given, lengths=LENGTHS))(given)
-    assert_close(eager, states_and_gradients(cell, given, lengths=LENGTHS)[1])
+    assert_close(eager, states_and_gradients(cell, given, unroll, LENGTHS)[1])
 
 
 def test_plain_unroll_has_forward_mode(x64, cell):
@@ -391,11 +369,12 @@ def test_plain_unroll_has_forward_mode(x64, cell):
     np.testing.assert_allclose(derivative(given, direction), along, rtol=1e-11)
 
 
-def test_unroll_has_no_forward_mode():
+def test_forward_mode_of_unroll_is_refused_as_such():
+    """JAX's own words, not a complaint about shapes that fit."""
     cell = CELLS["elman"]
     params = cell.init(jax.random.key(0), D)
     xs = jnp.ones((T, D))
-    with pytest.raises(TypeError, match="custom_vjp"):
+    with pytest.raises(TypeError, match=r"^can't apply forward-mode autodiff"):
         jax.jvp(lambda xs: unroll(cell, params, jnp.zeros(H), xs), (xs,), (xs,))
 
 
@@ -443,7 +422,7 @@ def arguments(**changes):
 
 
 ERRORS = {
-    "features": ({"xs": jnp.zeros((T, B, 4))}, r"x of shape \(3, 4\).* U=\(2, 5\)|U=\(2, 5\)"),
+    "features": ({"xs": jnp.zeros((T, B, 4))}, r"x of shape \(3, 4\).*U=\(2, 5\)"),
     "state size": ({"state": jnp.zeros((B, 6))}, r"\(3, 6\).*\(7, 3, 2\).*\(3, 5\)"),
     "batch": ({"xs": jnp.zeros((T, 4, D))}, r"\(3, 5\).*\(7, 4, 2\).*\(4, 5\)"),
     "state without batch": ({"state": jnp.zeros(H)}, r"\(5,\).*\(7, 3, 2\).*\(3, 5\)"),

@@ -110,9 +110,9 @@ def _gaussian_mean(function: Callable[[Array], Array], variance: Array) -> Array
     """E[f(sqrt(variance) z)], z standard normal, by the midpoint rule in u, z = sinh(u) / scale.
 
     The nodes crowd where the activation bends, within |z| < 1/sqrt(variance), and reach to
-    |z| = 9, so that the error is below rounding at any variance. Gauss-Hermite nodes, tens of
-    times as wide apart as the bend of a tanh at gain 10, are wrong there. No node lies at 0, where
-    ReLU has a kink.
+    |z| = 9, so that the error is that of rounding at any variance. Gauss-Hermite nodes lie
+    further apart than the bend of a tanh is wide at gain 10, and are badly wrong there. No node
+    lies at 0, where ReLU has a kink.
     """
     scale = jnp.sqrt(1 + variance)
     reach = jnp.arcsinh(9 * scale)
@@ -192,7 +192,8 @@ def mean_field_variance(
     Args:
         activation: phi, one of `ACTIVATIONS`.
         gain: g; the entries of W are independent N(0, g^2/H).
-        input_std: standard deviation of x_t U over the units.
+        input_std: standard deviation of x_t U over the units, the same at every step. A few inputs
+            of changing size are not described by their mean.
         bias_std: standard deviation of b over the units.
 
     Returns:
@@ -242,6 +243,8 @@ def mean_field_slope(
 
     Arguments, shape, errors as in `mean_field_variance`. ReLU's slope is ln(g / sqrt(2)) and the
     identity's ln g whatever q is, so they hold for states that grow without bound as well.
+    A network of H units falls short of it by an amount in 1/H: measured over 10 steps of 90 tanh
+    networks without input, by 0.005 at gain 2 and 0.008 at gain 5, H = 512.
 
     Source: Chen, Pennington & Schoenholz, "Dynamical isometry and a mean field theory of RNNs"
     (2018); for tanh without input, Sompolinsky, Crisanti & Sommers (1988).
@@ -250,7 +253,7 @@ def mean_field_slope(
         slope=jnp.log(mean_field_chi(activation, gain, input_std, bias_std)) / 2,
         assumption=(
             "a wide network with independent normal weights, W of standard deviation "
-            "gain/sqrt(H), in its stationary state; the loss lies in the future"
+            "gain/sqrt(H), stationary under an input of steady variance, far from the loss"
         ),
         source="Poole et al. 2016; Schoenholz et al. 2017; Chen, Pennington & Schoenholz 2018",
     )

@@ -1,0 +1,282 @@
+"""Products of the Jacobians J_t = ds_t/ds_{t-1}: their singular values and their growth rates.
+
+A product of many Jacobians has singular values from e^1000 down to e^-1000, which no matrix of floats
+can hold. It is kept as Q R with R triangular and the size of each of its rows as a logarithm.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from rnn_jax import adjoint
+from rnn_jax.cells import Cell
+from rnn_jax.gradflow import finite
+from rnn_jax.types import Array, Params, State
+from rnn_jax.unroll import check_fit
+
+SWEEPS = 40
+"""QR sweeps towards diagonal form; each shrinks an off-diagonal entry by (sigma_j / sigma_i)^2."""
+
+
+def jacobian_product(cell: Cell, params: Params, state: State, xs: Array) -> Array:
+    """ln of the singular values of ds_T/ds_0, largest first.
+
+    Args:
+        cell: any `Cell`.
+        params: its parameters.
+        state: s_0, leaves `[B, H]` or `[H]`.
+        xs: `[T, B, D]` or `[T, D]`.
+
+    Returns:
+        `[N]` in nats, N the size of one example's state (H for Elman, 2H for an LSTM); of a batch
+        the mean over its examples. -inf for an exact zero.
+
+    Raises:
+        ValueError: shapes that do not fit; a NaN or inf in the arguments, or in the states.
+
+    The product is built from QR decompositions, R's rows scaled by logarithms, and brought to
+    diagonal form by further QR sweeps (Eckmann & Ruelle, Rev. Mod. Phys. 57, 1985, sec. V.C;
+    Fernando & Parlett, Numer. Math. 67, 1994, for the sweeps).
+
+    >>> import jax, jax.numpy as jnp
+    >>> import rnn_jax
+    >>> from rnn_jax import gradflow
+    >>> cell = rnn_jax.elman(3, "identity", recurrent_init=rnn_jax.initializers.orthogonal(0.5))
+    >>> params = cell.init(jax.random.key(0), 1)
+    >>> logs = gradflow.jacobian_product(cell, params, jnp.zeros(3), jnp.zeros((400, 1)))
+    >>> bool(jnp.allclose(logs, 400 * jnp.log(0.5), rtol=1e-5))
+    True
+    """
+    previous = _previous_states(cell, params, state, xs)
+    return _mean_over_batch(_log_singular_values, cell, params, previous, xs)
+
+
+def lyapunov_spectrum(
+    cell: Cell,
+    params: Params,
+    state: State,
+    xs: Array,
+    num_exponents: int | None = None,
+    burn_in: int = 0,
+    *,
+    qr_every: int = 1,
+) -> Array:
+    """Lyapunov exponents along a trajectory: mean growth rates of small differences.
+
+    Args:
+        cell: any `Cell`; any pure step map is one.
+        params: its parameters.
+        state: s_0, leaves `[B, H]` or `[H]`.
+        xs: `[T, B, D]` or `[T, D]`; `[T, 0]` for a map without input.
+        num_exponents: k, all N unless given.
+        burn_in: steps at the start over which directions align and nothing is counted.
+        qr_every: steps between two QR decompositions; a larger number is faster, until the
+            directions between them can no longer be told apart.
+
+    Returns:
+        `[k]` in nats per step, largest first; of a batch the mean over its examples.
+
+    Raises:
+        ValueError: shapes or counts that do not fit; a NaN or inf in the arguments or states.
+
+    Differentiable by params, state and xs. Source: Benettin et al., Meccanica 15 (1980); for
+    recurrent networks Engelken, Wolf & Abbott, Phys. Rev. Research 5 (2023).
+
+    >>> import jax.numpy as jnp
+    >>> import rnn_jax
+    >>> from rnn_jax import gradflow
+    >>> logistic = rnn_jax.Cell(
+    ...     init=None,
+    ...     initial_state=lambda params, batch_shape=(): jnp.zeros((*batch_shape, 1)),
+    ...     step=lambda r, s, x: r * s * (1 - s),
+    ... )
+    >>> s0, xs = jnp.array([0.3]), jnp.zeros((20_000, 0))
+    >>> exponents = gradflow.lyapunov_spectrum(logistic, 4.0, s0, xs, burn_in=100)
+    >>> f"{exponents[0]:.2f}"  # ln 2
+    '0.69'
+    """
+    num_steps = xs.shape[0]
+    if not 0 <= burn_in < num_steps:
+        raise ValueError(f"burn_in is {burn_in}; with {num_steps} steps give 0..{num_steps - 1}")
+    if not 1 <= qr_every <= num_steps:
+        raise ValueError(f"qr_every is {qr_every}; with {num_steps} steps give 1..{num_steps}")
+    previous = _previous_states(cell, params, state, xs)
+    size = sum(leaf.size for leaf in jax.tree.leaves(state)) // max(1, math.prod(xs.shape[1:-1]))
+    count = size if num_exponents is None else num_exponents
+    if not 1 <= count <= size:
+        raise ValueError(
+            f"num_exponents is {num_exponents}, but the state has {size} numbers: give 1..{size}"
+        )
+    spectrum = functools.partial(_spectrum, count=count, burn_in=burn_in, qr_every=qr_every)
+    return _mean_over_batch(spectrum, cell, params, previous, xs)
+
+
+def _previous_states(cell: Cell, params: Params, state: State, xs: Array) -> State:
+    """s_0..s_{T-1}, leaves `[T, B, H]`."""
+    check_fit(cell, params, state, xs)
+    finite.check_finite(params, state, xs)
+    # A plain scan, so that derivatives of any order and mode go through.
+    run = adjoint.forward(cell._replace(affine=None), params, state, xs)
+    finite.check_states(run.states)
+    return adjoint.previous_states(run)
+
+
+def _mean_over_batch(
+    measure: Callable[[Cell, Params, State, Array], Array],
+    cell: Cell,
+    params: Params,
+    previous: State,
+    xs: Array,
+) -> Array:
+    """Mean over the batch of `measure(cell, params, s_0..s_{T-1}, xs)` of each example."""
+    batch_shape = xs.shape[1:-1]
+
+    def flat(leaf: Array) -> Array:
+        units = leaf.shape[1 + len(batch_shape) :]
+        return leaf.reshape(leaf.shape[0], math.prod(batch_shape), *units)
+
+    examples = jax.tree.map(flat, (previous, xs))
+    results = jax.vmap(lambda s, x: measure(cell, params, s, x), in_axes=1)(*examples)
+    return jnp.mean(results, axis=0)
+
+
+def _push(cell: Cell, params: Params, previous: State, x: Array, vectors: Array) -> Array:
+    """J_t times the columns of `vectors` `[N, k]`."""
+    _, unravel = ravel_pytree(previous)
+    _, jvp = jax.linearize(lambda state: cell.step(params, state, x), previous)
+    columns = jax.vmap(lambda v: ravel_pytree(jvp(unravel(v)))[0], in_axes=1, out_axes=1)
+    return columns(vectors)
+
+
+def _pull(cell: Cell, params: Params, previous: State, x: Array, vectors: Array) -> Array:
+    """J_t^T times the columns of `vectors` `[N, k]`."""
+    _, unravel = ravel_pytree(previous)
+    _, vjp = jax.vjp(lambda state: cell.step(params, state, x), previous)
+    columns = jax.vmap(lambda v: ravel_pytree(vjp(unravel(v))[0])[0], in_axes=1, out_axes=1)
+    return columns(vectors)
+
+
+def _random_frame(previous: State) -> Array:
+    """Orthogonal `[N, N]`: columns of the identity may lie in invariant subspaces and stay there."""
+    flat, _ = ravel_pytree(jax.tree.map(lambda s: s[0], previous))
+    return jax.random.orthogonal(jax.random.key(0), flat.size, dtype=flat.dtype)
+
+
+def _spectrum(
+    cell: Cell,
+    params: Params,
+    previous: State,
+    xs: Array,
+    *,
+    count: int,
+    burn_in: int,
+    qr_every: int,
+) -> Array:
+    """Exponents `[k]` of one example's trajectory."""
+    frame = _random_frame(previous)[:, :count]
+    dtype = frame.dtype
+
+    def steps(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, Array]:
+        def push(vectors: Array, step: tuple[State, Array]) -> tuple[Array, None]:
+            return _push(cell, params, *step, vectors), None
+
+        vectors, _ = lax.scan(push, frame, inputs)
+        frame, triangle = jnp.linalg.qr(vectors)
+        return frame, jnp.log(jnp.abs(jnp.diagonal(triangle)))
+
+    def grow(frame: Array, start: int, stop: int) -> tuple[Array, Array]:
+        """The frame after steps start..stop, and the sum of its logarithmic growth."""
+        total = jnp.zeros(count, dtype)
+        whole = (stop - start) // qr_every
+        for first, blocks, length in (
+            (start, whole, qr_every),
+            (start + whole * qr_every, 1, (stop - start) % qr_every),
+        ):
+            if blocks and length:
+                part = jax.tree.map(
+                    lambda a, f=first, b=blocks, n=length: a[f : f + b * n].reshape(
+                        b, n, *a.shape[1:]
+                    ),
+                    (previous, xs),
+                )
+                frame, growth = lax.scan(steps, frame, part)
+                total = total + jnp.sum(growth, axis=0)
+        return frame, total
+
+    frame, _ = grow(frame, 0, burn_in)
+    _, total = grow(frame, burn_in, xs.shape[0])
+    return -jnp.sort(-total / (xs.shape[0] - burn_in))
+
+
+def _log_singular_values(cell: Cell, params: Params, previous: State, xs: Array) -> Array:
+    """ln singular values `[N]` of one example's J_T ... J_1, largest first."""
+    frame = _random_frame(previous)
+    size = frame.shape[0]
+
+    def forward(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, Array]:
+        return jnp.linalg.qr(_push(cell, params, *inputs, frame))
+
+    def backward(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, None]:
+        return jnp.linalg.qr(_pull(cell, params, *inputs, frame))[0], None
+
+    # There and back the frame turns to the product's right singular vectors, in falling order of
+    # their values. From then on no triangle mixes a small row into a large one's rounding error.
+    frame, _ = lax.scan(forward, frame, (previous, xs))
+    frame, _ = lax.scan(backward, frame, (previous, xs), reverse=True)
+    _, triangles = lax.scan(forward, frame, (previous, xs))
+    start = (jnp.eye(size, dtype=frame.dtype), jnp.zeros(size, frame.dtype))
+    (rows, logs), _ = lax.scan(
+        lambda carry, triangle: (_multiply_triangles(triangle, *carry), None), start, triangles
+    )
+    return _diagonalize(rows, logs)
+
+
+def _multiply_triangles(triangle: Array, rows: Array, logs: Array) -> tuple[Array, Array]:
+    """`triangle @ diag(exp(logs)) @ rows` as `diag(exp(new logs)) @ new rows`, rows of norm 1.
+
+    Row i of the product is the sum over j of triangle_ij exp(logs_j) rows_j.
+    """
+    entries = jnp.log(jnp.abs(triangle)) + jnp.broadcast_to(logs[None], triangle.shape)
+    largest = jnp.max(entries, axis=1)
+    usable = jnp.where(jnp.isfinite(largest), largest, 0)
+    weights = jnp.sign(triangle) * jnp.exp(
+        entries - jnp.broadcast_to(usable[:, None], entries.shape)
+    )
+    product = weights @ rows
+    norms = jnp.linalg.norm(product, axis=1)
+    safe = jnp.where(norms > 0, norms, 1)
+    return product / jnp.broadcast_to(safe[:, None], product.shape), usable + jnp.log(norms)
+
+
+def _diagonalize(rows: Array, logs: Array) -> Array:
+    """ln singular values, largest first, of diag(exp(logs)) @ rows, rows of norm 1.
+
+    The matrix is permuted so that its rows fall in size, and then taken to (its R factor)^T again
+    and again. Row and column scales commute with the QR of what lies between them, so nothing
+    leaves the range of floats.
+    """
+
+    def sweep(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        rows, logs = carry
+        order = jnp.argsort(-logs)
+        rows, logs = rows[order], logs[order]
+        # (D rows)^T = rows^T D = Q (R D), whose columns carry the scales: R D = D (D^-1 R D).
+        triangle = jnp.linalg.qr(rows.T, mode="r")
+        # A zero row has no scale; its entries are zeros whatever they are multiplied by.
+        scales = jnp.where(jnp.isfinite(logs), logs, 0)
+        gaps = scales[None, :] - scales[:, None]
+        balanced = triangle * jnp.exp(jnp.minimum(gaps, 0))
+        norms = jnp.linalg.norm(balanced, axis=1)
+        safe = jnp.where(norms > 0, norms, 1)
+        return (
+            balanced / jnp.broadcast_to(safe[:, None], balanced.shape),
+            logs + jnp.log(norms),
+        ), None
+
+    (_, logs), _ = lax.scan(sweep, (rows, logs), length=SWEEPS)
+    return -jnp.sort(-logs)
