@@ -167,9 +167,9 @@ def _silent() -> Any:
     return contextlib.nullcontext(lambda done, news: None)
 
 
-def open_workdir(config: Any) -> Path:
+def open_workdir(experiment: str, config: Any) -> Path:
     """The run's folder, with the config written in it; errors are those of `records.open_run`."""
-    settings = dataclasses.asdict(config)
+    settings = {"experiment": experiment, **dataclasses.asdict(config)}
     for name in ("workdir", "overwrite", "compilation_cache"):
         settings.pop(name, None)
     return records.open_run(config.workdir, settings, config.overwrite)

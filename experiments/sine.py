@@ -127,10 +127,24 @@ def setup(config: SineConfig) -> Setup:
     return Setup(model, objective, optim.recorded(optax.adam(rate), clip_norm), sample)
 
 
+def config_of(settings: dict[str, Any]) -> SineConfig:
+    """The config of a run from its config.json; `ValueError` if it is none of this experiment's."""
+    names = {field.name for field in dataclasses.fields(SineConfig)}
+    known = {name: value for name, value in settings.items() if name in names}
+    if settings.get("experiment") != "sine" or set(settings) - names - {"experiment"}:
+        raise ValueError(
+            f"a run of the experiment {settings.get('experiment')!r} with settings "
+            f"{sorted(settings)} is not one of the sine experiment"
+        )
+    config = SineConfig(**known)
+    check(config)
+    return config
+
+
 def run(config: SineConfig, write: bool = True) -> Result:
     """Trains and tests one network; with `write`, leaves the run's folder behind."""
     check(config)
-    workdir = open_workdir(config) if write else None
+    workdir = open_workdir("sine", config) if write else None
     parts = setup(dataclasses.replace(config, seed=0, num_seeds=1, workdir=""))
     init_key, data_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
     state = train.init_state(parts.model, parts.optimizer, init_key, 1, config.batch_size)
@@ -170,7 +184,7 @@ def run(config: SineConfig, write: bool = True) -> Result:
 
 def run_seeds(config: SineConfig) -> list[dict[str, float]]:
     """Repeats the run over seeds without figures; prints a table and writes seeds.json."""
-    workdir = open_workdir(config)
+    workdir = open_workdir("sine", config)
     rows = []
     for seed in range(config.seed, config.seed + config.num_seeds):
         result = run(dataclasses.replace(config, seed=seed), write=False)

@@ -72,7 +72,8 @@ def test_readout_sees_what_the_cell_emits(rng):
     state = model.cell.initial_state(params.cell, (B,))
     xs = jnp.asarray(rng.normal(size=(T, B, D)), jnp.float32)
     outputs, states = apply(model, params, state, xs)
-    wanted = np.asarray(states.h) @ params.readout.V + np.asarray(params.readout.c)
+    readout = jax.tree.map(np.asarray, params.readout)
+    wanted = np.asarray(states.h) @ readout.V + readout.c
     np.testing.assert_allclose(outputs, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -133,7 +134,7 @@ def test_free_run_of_a_cell_of_two_leaves_equals_its_steps(x64, rng):
 
 
 def test_free_run_adjoints_take_the_path_through_the_outputs(x64, rng):
-    """The gradient by a perturbation of s_t, against central differences of the hand-written run."""
+    """The gradient by a perturbation of s_t, against differences of the hand-written run."""
     weights, s_0, x = elman_data(rng, outputs=D)
     model, params = rnn_jax.sequence_model(rnn_jax.elman(H), D), library_params(weights)
     targets = rng.normal(size=(T, B, D))

@@ -420,7 +420,7 @@ def test_transient_growth_of_matrices_that_leave_the_range_of_floats():
     np.testing.assert_allclose(
         growth.asymptotic_slope, [np.log(3), np.log(0.3), -np.inf], rtol=1e-5
     )
-    # What decays out of range and grows again is still there: 1e-30 twice, then 1e30 twice.
+    # Around this cycle of units a signal grows by 1e30 twice running, and then falls as far.
     cycle = jnp.asarray(np.roll(np.diag([1e-30, 1e-30, 1e30, 1e30]), 1, axis=1), jnp.float32)
     growth = theory.transient_growth(cycle, 400)
     np.testing.assert_allclose(growth.peak, 60 * np.log(10), rtol=1e-5)

@@ -1,6 +1,5 @@
-"""Arrays to matplotlib figures. Nothing is saved here and pyplot's global state is not touched."""
+"""Figures of a training run: loss, free run, and the gradient over iterations and time steps."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -8,33 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, told apart by the colour-blind too.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-CYCLE = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9")
-TITLE_WIDTH = 72
-ORDERED = "viridis"
-DIVERGING = "RdBu_r"
-
-
-def new_figure(width: float = 8.0, height: float = 4.5) -> Figure:
-    """An empty figure of this project's size; its text is legible at half of it."""
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
-
-
-def dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
-    """Title, labels, and no more lines than needed."""
-    axes.set_title(textwrap.fill(title, TITLE_WIDTH), loc="left", fontsize=13)
-    axes.set_xlabel(xlabel, fontsize=12)
-    axes.set_ylabel(ylabel, fontsize=12)
-    axes.tick_params(labelsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
-
-
-def natural_log(values: np.ndarray) -> np.ndarray:
-    """ln of norms, as float64; -inf for an exact zero, without a warning."""
-    with np.errstate(divide="ignore"):
-        return np.log(np.asarray(values, np.float64))
+from rnn_jax.plots.style import BLUE, GREY, ORDERED, RED, dress, natural_log, new_figure
 
 
 def free_run(
@@ -185,34 +158,4 @@ def parameter_heatmaps(norms: Mapping[str, np.ndarray], title: str) -> Figure:
         )
     bar = figure.colorbar(image, ax=panels, extend="both")
     bar.set_label("ln |summand k|  (nats)", fontsize=12)
-    return figure
-
-
-def speed_ratios(
-    labels: Sequence[str],
-    medians: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
-    wanted: Sequence[float],
-    title: str,
-) -> Figure:
-    """How many times faster, a bar a comparison on a logarithmic axis, with what was wanted marked.
-
-    Args:
-        labels: one text a comparison.
-        medians, lows, highs: ratio of times, other / ours: median and range over the pairs.
-        wanted: the ratio aimed at, for each; NaN for none.
-        title: the finding.
-    """
-    figure = new_figure(8.0, 1.6 + 0.45 * len(labels))
-    axes = dress(figure.subplots(), title, "times faster than the other (ratio of medians)", "")
-    rows = np.arange(len(labels))[::-1]
-    spread = np.abs(np.array([lows, highs]) - np.array(medians))
-    axes.barh(rows, medians, xerr=spread, color=BLUE, ecolor=GREY, height=0.6, capsize=3)
-    axes.plot(wanted, rows, "|", color=RED, markersize=18, markeredgewidth=2.5, label="wanted")
-    axes.axvline(1.0, color=GREY, linewidth=1)
-    axes.set_xscale("log")
-    axes.set_yticks(rows, labels)
-    if np.isfinite(np.asarray(wanted, float)).any():
-        axes.legend(fontsize=11, frameon=False)
     return figure

@@ -1,0 +1,37 @@
+"""Arrays to matplotlib figures. Nothing is saved here and pyplot's global state is not touched."""
+
+from rnn_jax.plots.flow import (
+    Flow,
+    credit_heatmap,
+    eigenvalue_plane,
+    flow_comparison,
+    flow_profile,
+    singular_values_by_lag,
+    summand_profile,
+)
+from rnn_jax.plots.speed import speed_ratios
+from rnn_jax.plots.style import natural_log
+from rnn_jax.plots.training import (
+    free_run,
+    gradient_heatmap,
+    gradient_profiles,
+    loss_curve,
+    parameter_heatmaps,
+)
+
+__all__ = [
+    "Flow",
+    "credit_heatmap",
+    "eigenvalue_plane",
+    "flow_comparison",
+    "flow_profile",
+    "free_run",
+    "gradient_heatmap",
+    "gradient_profiles",
+    "loss_curve",
+    "natural_log",
+    "parameter_heatmaps",
+    "singular_values_by_lag",
+    "speed_ratios",
+    "summand_profile",
+]
