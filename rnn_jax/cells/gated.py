@@ -72,7 +72,7 @@ def lstm(
     def init(key: Key, input_size: int) -> LSTMParams:
         check_size("input_size", input_size)
         kernel_key, recurrent_key = jax.random.split(key)
-        bias = jnp.zeros((4, hidden_size)).at[1].set(forget_bias)
+        bias = jnp.zeros((4, hidden_size), jnp.float32).at[1].set(forget_bias)
         return LSTMParams(
             U=_gates(kernel_init, kernel_key, input_size, hidden_size, 4),
             W=_gates(recurrent_init, recurrent_key, hidden_size, hidden_size, 4),
@@ -132,8 +132,8 @@ def gru(
         return GRUParams(
             U=_gates(kernel_init, kernel_key, input_size, hidden_size, 3),
             W=_gates(recurrent_init, recurrent_key, hidden_size, hidden_size, 3),
-            b=jnp.zeros(3 * hidden_size),
-            d=jnp.zeros(hidden_size),
+            b=jnp.zeros(3 * hidden_size, jnp.float32),
+            d=jnp.zeros(hidden_size, jnp.float32),
         )
 
     def initial_state(params: GRUParams, batch_shape: tuple[int, ...] = ()) -> Array:

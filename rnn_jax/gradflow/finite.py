@@ -1,10 +1,14 @@
 """Inputs checked before anything is measured: shapes, and where the first NaN or inf is."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnn_jax.types import Array, Params, State
+from rnn_jax.cells import Cell
+from rnn_jax.types import Array, Params, State, StepLosses
+from rnn_jax.unroll import unroll, zero_perturbations
 
 
 def is_concrete(tree: State) -> bool:
@@ -40,16 +44,11 @@ def check_states(states: State) -> None:
     """`ValueError` naming the time step at which states first leave the finite range."""
     if not is_concrete(states):
         return
-    bad = [
-        ~np.isfinite(np.asarray(leaf)).reshape(leaf.shape[0], -1).all(axis=1)
-        for leaf in jax.tree.leaves(states)
-    ]
-    steps = np.any(bad, axis=0)
-    if steps.any():
+    if (step := _first_step(states)) is not None:
+        num_steps = jax.tree.leaves(states)[0].shape[0]
         raise ValueError(
-            f"the states leave the finite range at time step {1 + int(np.argmax(steps))} of "
-            f"{len(steps)}: the forward pass explodes before any gradient; lower the weights or "
-            "the inputs, or shorten xs"
+            f"the states leave the finite range at time step {step} of {num_steps}: the forward "
+            "pass explodes before any gradient; lower the weights or the inputs, or shorten xs"
         )
 
 
@@ -61,3 +60,69 @@ def check_step_losses(losses: Array, batch_shape: tuple[int, ...], num_steps: in
             f"step_losses returned shape {jnp.shape(losses)}, but the states want {wanted}: one "
             "loss for each time step and example, averaged over neither"
         )
+
+
+class Origin(NamedTuple):
+    """Where a NaN or inf began.
+
+    Attributes:
+        where: "xs", "state", "params", "states", "losses", "adjoints" or "" if all is finite.
+        step: time step (from 1) at which it began; in the adjoints the last such step, since they
+            run backward. 0 where time plays no part.
+        what: one line for the user.
+    """
+
+    where: str
+    step: int
+    what: str
+
+
+def origin_of_nonfinite(
+    cell: Cell, params: Params, state: State, xs: Array, step_losses: StepLosses
+) -> Origin:
+    """ "My loss became NaN: where did it start?": inputs first, then forward, then backward.
+
+    Args:
+        cell: any `Cell`.
+        params: its parameters.
+        state: s_0, leaves `[B, H]`.
+        xs: `[T, B, D]`.
+        step_losses: `states -> [T, B]`.
+
+    Returns:
+        An `Origin`. Not for `jit`: it looks at the numbers.
+    """
+    for name, tree in (("xs", xs), ("state", state), ("params", params)):
+        if where := first_nonfinite(tree):
+            step = 1 + int(where.split("[")[1].split(",")[0].split("]")[0]) if name == "xs" else 0
+            return Origin(name, step, f"{name} is not finite before anything runs: {where}")
+    states = unroll(cell, params, state, xs)
+    if (step := _first_step(states)) is not None:
+        return Origin("states", step, f"the states leave the finite range at time step {step}")
+    losses = step_losses(states)
+    if (step := _first_step(losses)) is not None:
+        return Origin("losses", step, f"the loss of time step {step} is not finite, its states are")
+
+    def total(perturbations: State) -> Array:
+        return jnp.sum(step_losses(unroll(cell, params, state, xs, perturbations=perturbations)))
+
+    adjoints = jax.grad(total)(zero_perturbations(state, xs.shape[0]))
+    backward = jax.tree.map(lambda a: a[::-1], adjoints)
+    if (reverse_step := _first_step(backward)) is not None:
+        step = xs.shape[0] + 1 - reverse_step
+        return Origin(
+            "adjoints",
+            step,
+            f"going back, |dL/ds_t| leaves the finite range at time step {step}: it explodes",
+        )
+    return Origin("", 0, "all is finite: inputs, states, losses and gradients")
+
+
+def _first_step(tree: State) -> int | None:
+    """First index from 1 along the time axis with a NaN or inf in any leaf."""
+    bad = [
+        ~np.isfinite(np.asarray(leaf)).reshape(leaf.shape[0], -1).all(axis=1)
+        for leaf in jax.tree.leaves(tree)
+    ]
+    steps = np.any(bad, axis=0)
+    return 1 + int(np.argmax(steps)) if steps.any() else None

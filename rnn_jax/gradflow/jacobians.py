@@ -1,7 +1,7 @@
 """Products of the Jacobians J_t = ds_t/ds_{t-1}: their singular values and their growth rates.
 
-A product of many Jacobians has singular values from e^1000 down to e^-1000, which no matrix of floats
-can hold. It is kept as Q R with R triangular and the size of each of its rows as a logarithm.
+A product of many Jacobians has singular values from e^1000 down to e^-1000, which no matrix of
+floats can hold. It is kept as Q R, with R triangular and the size of each of its rows a logarithm.
 """
 
 import functools
@@ -162,7 +162,7 @@ def _pull(cell: Cell, params: Params, previous: State, x: Array, vectors: Array)
 
 
 def _random_frame(previous: State) -> Array:
-    """Orthogonal `[N, N]`: columns of the identity may lie in invariant subspaces and stay there."""
+    """Orthogonal `[N, N]`: the identity's columns may lie in invariant subspaces for good."""
     flat, _ = ravel_pytree(jax.tree.map(lambda s: s[0], previous))
     return jax.random.orthogonal(jax.random.key(0), flat.size, dtype=flat.dtype)
 

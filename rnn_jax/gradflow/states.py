@@ -2,8 +2,8 @@
 
     lambda_t = e_t + J_{t+1}^T lambda_{t+1}
 
-is scanned backward with lambda as a `Scaled` number: after each product the largest entry is brought
-back to [1/2, 1) and the power of two goes into an integer; e_t is added at its own scale.
+is scanned backward with lambda as a `Scaled` number: after each product the largest entry is
+brought back to [1/2, 1) and the power of two goes into an integer; e_t is added at its own scale.
 """
 
 import functools

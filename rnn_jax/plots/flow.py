@@ -173,7 +173,7 @@ def singular_values_by_lag(
 
 
 def eigenvalue_plane(eigenvalues: np.ndarray, title: str) -> Figure:
-    """Eigenvalues in the complex plane with the unit circle; inside it vanishes, outside explodes."""
+    """Eigenvalues in the complex plane beside the unit circle; outside it directions grow."""
     figure = new_figure(5.6, 5.6)
     axes = dress(figure.subplots(), title, "real part", "imaginary part")
     angle = np.linspace(0, 2 * np.pi, 400)

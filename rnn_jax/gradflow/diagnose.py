@@ -1,0 +1,230 @@
+"""Why does this network not train, and what should be changed? A verdict with its numbers."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnn_jax import adjoint
+from rnn_jax.adjoint import Trajectory
+from rnn_jax.cells import Cell
+from rnn_jax.gradflow.jacobians import lyapunov_spectrum
+from rnn_jax.gradflow.profile import (
+    FEWEST_STEPS,
+    SURVIVAL,
+    fit_slope,
+    lag_profile,
+    memory_horizon,
+    saturation,
+)
+from rnn_jax.gradflow.remedies import Remedy, remedies
+from rnn_jax.gradflow.scaled import log_norm
+from rnn_jax.gradflow.states import LastStep, prepare, scan_adjoints
+from rnn_jax.types import Array, Params, State, StepLosses
+
+MAJORITY = 0.9
+"""Share of the examples that must agree on a verdict."""
+
+
+class Diagnosis(NamedTuple):
+    """How a gradient fares on its way back from the last loss; `str()` of it is a report.
+
+    Attributes:
+        verdict: "vanishing" (falls to less than 1/1000 within the sequence), "exploding" (grows
+            more than 1000-fold), "dead" (exactly zero), "mixed" (examples differ, or it grows
+            1000-fold and falls again), "healthy" (none of these).
+        sure: whether the verdict rests on enough steps and on a slope well clear of its error.
+        slope: nats that ln|dL/ds_t| gains with each step back; NaN where none could be fitted.
+        slope_error: its standard error; inf where there is no slope.
+        fit_steps: first and last time step (from 1) of the range it was fitted on.
+        horizon: memory horizon, steps until the gradient has fallen to 1/1000; inf if it does not.
+        saturation: share of units with phi' < 0.05; NaN for cells that do not tell phi'.
+        exponent: largest Lyapunov exponent, nats per step; NaN where the state never moves.
+        num_steps: T.
+        remedies: what to try.
+    """
+
+    verdict: str
+    sure: bool
+    slope: float
+    slope_error: float
+    fit_steps: tuple[int, int]
+    horizon: float
+    saturation: float
+    exponent: float
+    num_steps: int
+    remedies: tuple[Remedy, ...]
+
+    def __str__(self) -> str:
+        first, last = self.fit_steps
+        doubt = "" if self.sure else "   (not sure: see the slope's error)"
+        slope = "none could be fitted"
+        if math.isfinite(self.slope):
+            slope = (
+                f"{self.slope:+.4f} ± {self.slope_error:.4f} nats per step back "
+                f"(factor {math.exp(self.slope):.3f}), fitted on t = {first}..{last}"
+            )
+        reach = f"{self.horizon:.0f} of {self.num_steps} steps"
+        if not math.isfinite(self.horizon):
+            reach = f"beyond all {self.num_steps} steps"
+        lines = [
+            f"gradient: {self.verdict}{doubt}",
+            f"  slope       {slope}",
+            f"  horizon     {reach} until it has fallen to 1/1000",
+        ]
+        if math.isfinite(self.exponent):
+            lines.append(
+                f"  exponent    {self.exponent:+.4f} nats per step, the largest Lyapunov's"
+            )
+        if math.isfinite(self.saturation):
+            lines.append(f"  saturation  {self.saturation:.0%} of units have phi' < 0.05")
+        if self.remedies:
+            lines.append("try:")
+        for number, remedy in enumerate(self.remedies, 1):
+            lines.append(f"  {number}. {remedy.name}: {remedy.advice}")
+        return "\n".join(lines)
+
+
+def diagnose(
+    cell: Cell,
+    params: Params,
+    state: State,
+    xs: Array,
+    step_losses: StepLosses | LastStep,
+    *,
+    lengths: Array | None = None,
+) -> Diagnosis:
+    """Measures the gradient's way back from each example's last loss, and says what it means.
+
+    The last loss alone is followed: with a loss at every step the newest ones hide that the oldest
+    are forgotten. Only ratios count, so the scale of the readout plays no part.
+
+    Args:
+        cell: any `Cell`.
+        params: its parameters.
+        state: s_0, leaves `[B, H]` or `[H]`.
+        xs: `[T, B, D]` or `[T, D]`.
+        step_losses: `states -> [T, B]`, or a `LastStep`.
+        lengths: `[B]` for padded batches.
+
+    Returns:
+        A `Diagnosis`. Not for `jit`: it holds numbers and words, not arrays.
+
+    Raises:
+        ValueError: as in `state_gradients`; a NaN in the inputs is named before anything else.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import rnn_jax
+    >>> from rnn_jax import gradflow
+    >>> cell = rnn_jax.elman(32, recurrent_init=rnn_jax.initializers.orthogonal(0.5))
+    >>> params = cell.init(jax.random.key(0), 1)
+    >>> losses = gradflow.LastStep(lambda state: state.sum(-1))
+    >>> found = gradflow.diagnose(cell, params, jnp.zeros((4, 32)), jnp.zeros((60, 4, 1)), losses)
+    >>> found.verdict, round(found.slope, 3), found.remedies[0].name
+    ('vanishing', -0.693, 'scale W')
+    """
+    if xs.ndim == 2:
+        state, xs = jax.tree.map(lambda s: s[None], state), xs[:, None]
+        step_losses = _batched(step_losses)
+        lengths = None if lengths is None else jnp.reshape(lengths, (1,))
+    trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
+    num_steps = xs.shape[0]
+    last, immediate = _last_loss(trajectory, immediate, isinstance(step_losses, LastStep))
+    logs = scan_adjoints(cell, params, trajectory, immediate, log_norm)
+    profile = lag_profile(logs, last)
+    fit = fit_slope(profile)
+    verdict = _verdict(profile)
+    horizon = 0.0 if verdict == "dead" else memory_horizon(profile, fit)
+    saturated = math.nan
+    if cell.affine is not None and cell.affine.slope is not None:
+        saturated = float(saturation(cell.affine.slope(trajectory.states)))
+    exponent = lyapunov_spectrum(cell, params, state, xs, 1, num_steps // 5)[0]
+    growth = float(np.nanmax(profile - profile[:1], initial=0.0))
+    slope = fit.slope
+    return Diagnosis(
+        verdict=verdict,
+        sure=_sure(verdict, fit.slope, fit.error, num_steps),
+        slope=slope,
+        slope_error=fit.error,
+        fit_steps=(num_steps - fit.last, num_steps - fit.first),
+        horizon=horizon,
+        saturation=saturated,
+        exponent=float(exponent) if np.isfinite(exponent) else math.nan,
+        num_steps=num_steps,
+        remedies=remedies(
+            cell, params, verdict, slope, fit.error, horizon, num_steps, saturated, growth
+        ),
+    )
+
+
+def _batched(step_losses: StepLosses | LastStep) -> StepLosses | LastStep:
+    """A loss of one example's states as one of a batch of one."""
+
+    def on_batch(function: StepLosses, axis: int) -> StepLosses:
+        def losses(states: State) -> Array:
+            single = jax.tree.map(lambda s: jnp.squeeze(s, axis), states)
+            return jnp.expand_dims(function(single), axis)
+
+        return losses
+
+    if isinstance(step_losses, LastStep):
+        return LastStep(on_batch(step_losses.loss, 0))
+    return on_batch(step_losses, 1)
+
+
+def _last_loss(trajectory: Trajectory, immediate: State, only_last: bool) -> tuple[Array, State]:
+    """Index of each example's last step with a loss, `[B]`, and e_t at that step alone."""
+    num_steps, batch_size = trajectory.xs.shape[:2]
+    valid = trajectory.valid
+    if only_last:
+        last = jnp.full(batch_size, num_steps - 1)
+        if valid is not None:
+            last = jnp.sum(valid, axis=0) - 1
+        return last, immediate
+    steps = jnp.arange(num_steps)[:, None]
+    nonzero = jnp.stack(
+        [
+            jnp.any(leaf.reshape(num_steps, batch_size, -1) != 0, axis=-1)
+            for leaf in jax.tree.leaves(immediate)
+        ]
+    ).any(axis=0)
+    last = jnp.max(jnp.where(nonzero, jnp.broadcast_to(steps, nonzero.shape), 0), axis=0)
+    at_last = jnp.broadcast_to(steps, nonzero.shape) == jnp.broadcast_to(last, nonzero.shape)
+    nothing = jax.tree.map(jnp.zeros_like, immediate)
+    immediate = adjoint.where_valid(at_last, immediate, nothing)
+    if valid is not None:
+        # A loss read on padding is one of the last true state.
+        last = jnp.minimum(last, jnp.sum(valid, axis=0) - 1)
+    return last, immediate
+
+
+def _verdict(profile: np.ndarray) -> str:
+    """One word for a lag profile `[T, B]` in nats."""
+    words = [_verdict_of_example(column[~np.isnan(column)]) for column in profile.T]
+    names, counts = np.unique(words, return_counts=True)
+    return str(names[np.argmax(counts)]) if counts.max() >= MAJORITY * len(words) else "mixed"
+
+
+def _verdict_of_example(logs: np.ndarray) -> str:
+    if len(logs) == 0 or np.isneginf(logs[-1]) or np.isneginf(logs[0]):
+        return "dead"
+    limit = -math.log(SURVIVAL)
+    change, peak = logs[-1] - logs[0], logs.max()
+    if change > limit:
+        return "exploding"
+    if peak - logs[0] > limit:
+        return "mixed"
+    return "vanishing" if change < -limit else "healthy"
+
+
+def _sure(verdict: str, slope: float, error: float, num_steps: int) -> bool:
+    if verdict == "dead":
+        return True
+    if num_steps < FEWEST_STEPS or not math.isfinite(error):
+        return False
+    if verdict == "healthy":
+        # The slope's whole error bar must stay within what still counts as healthy.
+        return (abs(slope) + 2 * error) * num_steps < -2 * math.log(SURVIVAL)
+    return verdict == "mixed" or abs(slope) > 2 * error

@@ -1,0 +1,112 @@
+"""What truncating back-propagation throws away."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from rnn_jax import adjoint
+from rnn_jax.cells import Cell
+from rnn_jax.gradflow.scaled import Scaled, add, rescale, scaled_log
+from rnn_jax.gradflow.states import prepare, zero_scaled
+from rnn_jax.norms import state_norm
+from rnn_jax.types import Array, Params, State, StepLosses
+
+
+class TruncationBias(NamedTuple):
+    """The gradient of the cell's parameters cut to a window, against the whole one.
+
+    Attributes:
+        windows: `[N]`, number of steps that each loss is followed back (1: its own step alone).
+        norm_ratio: `[N]`, |truncated| / |full|.
+        cosine: `[N]`, of the angle between the two.
+    """
+
+    windows: Array
+    norm_ratio: Array
+    cosine: Array
+
+
+def truncation_bias(
+    cell: Cell,
+    params: Params,
+    state: State,
+    xs: Array,
+    step_losses: StepLosses,
+    windows: Array | None = None,
+    *,
+    lengths: Array | None = None,
+) -> TruncationBias:
+    """How much of dL/dtheta comes from lags within a window, in norm and in direction.
+
+    Args:
+        cell: any `Cell`.
+        params: its parameters.
+        state: s_0, leaves `[B, H]`.
+        xs: `[T, B, D]`.
+        step_losses: `states -> [T, B]`; L is their sum over t, averaged over the batch.
+        windows: whole numbers in 1..T; all of them unless given.
+        lengths: `[B]`; padding adds nothing.
+
+    Returns:
+        A `TruncationBias`; at window T both numbers are 1.
+
+    Raises:
+        ValueError: as in `state_gradients`, and for windows outside 1..T.
+
+    With v_k the part of lambda_k that comes from exactly `lag` steps ahead, the next lag's is
+    J_{k+1}^T v_{k+1}: one batched product over all k for each lag. Costs as much as
+    `credit_matrix` and one weight gradient a lag.
+    """
+    trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
+    num_steps = xs.shape[0]
+    windows = jnp.asarray(np.arange(1, num_steps + 1) if windows is None else windows)
+    if not isinstance(windows, jax.core.Tracer) and (
+        int(windows.min()) < 1 or int(windows.max()) > num_steps
+    ):
+        raise ValueError(f"windows are {windows}, but each must be in 1..{num_steps}")
+    linearization = adjoint.linearize(cell, params, trajectory)
+    valid = trajectory.valid
+    if valid is not None:
+        # A loss read on padding is one of the last true state.
+        immediate = _gather_padding(immediate, valid)
+    pull = jax.vmap(linearization.pull)
+
+    def next_lag(carry: tuple[Scaled, Scaled], _: None) -> tuple[tuple[Scaled, Scaled], Scaled]:
+        part, total = carry
+        gradient, _ = adjoint.parameter_gradients(cell, params, trajectory, part.value)
+        total = rescale(*add(total, rescale(gradient, part.exponent)))
+        pulled = pull(part.value, linearization.locals)
+        shifted = jax.tree.map(lambda p: jnp.concatenate([p[1:], jnp.zeros_like(p[:1])]), pulled)
+        return (rescale(shifted, part.exponent), total), total
+
+    # One scale for the whole batch: what is added up must share it.
+    part = rescale(immediate, jnp.zeros((), jnp.int32))
+    (_, full), totals = lax.scan(next_lag, (part, zero_scaled(params, 0)), length=num_steps)
+    full_norm = state_norm(full.value, 0)
+    norms = state_norm(totals.value, 1)
+    products = jax.vmap(lambda total: optax.tree.vdot(total, full.value))(totals.value)
+    shares = scaled_log(norms, totals.exponent) - scaled_log(full_norm, full.exponent)
+    chosen = windows - 1
+    return TruncationBias(
+        windows, jnp.exp(shares)[chosen], (products / (norms * full_norm))[chosen]
+    )
+
+
+def _gather_padding(immediate: State, valid: Array) -> State:
+    """Adds to each example's last true step the e_t of its padding, which reads the same state."""
+
+    def body(later: State, inputs: tuple[State, Array]) -> tuple[State, State]:
+        current, valid_t = inputs
+        total = jax.tree.map(jnp.add, current, later)
+        nothing = jax.tree.map(jnp.zeros_like, total)
+        return (
+            adjoint.where_valid(valid_t, nothing, total),
+            adjoint.where_valid(valid_t, total, nothing),
+        )
+
+    start = jax.tree.map(lambda e: jnp.zeros_like(e[0]), immediate)
+    return lax.scan(body, start, (immediate, valid), reverse=True)[1]

@@ -1,0 +1,214 @@
+"""Who imports whom: a table, and the imports of every file, read without running it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY, EXPERIMENTS, TESTS = (ROOT / name for name in ("rnn_jax", "experiments", "tests"))
+
+FOUNDATION = {"types", "initializers", "cells", "adjoint", "unroll", "model", "losses", "norms"}
+TRAINING = FOUNDATION | {"gradflow", "optim"}
+
+ALLOWED = {
+    "types": set(),
+    "initializers": {"types"},
+    "losses": {"types"},
+    "norms": {"types"},
+    "optim": {"types"},
+    "tasks": {"types"},
+    "cells": {"types", "initializers"},
+    "bridge": {"cells", "types"},
+    "adjoint": {"cells", "types"},
+    "unroll": {"adjoint", "cells", "types"},
+    "model": {"cells", "unroll", "initializers", "types"},
+    "gradflow": FOUNDATION,
+    "train": TRAINING,
+    "sweep": TRAINING | {"train", "sharding", "tasks"},
+    "plots": set(),
+    "records": set(),
+    "checkpoint": set(),
+    "sharding": set(),
+}
+"""What each module or package of rnn_jax may import of rnn_jax, itself apart."""
+
+ONLY_IN = {"absl": "experiments", "matplotlib": "rnn_jax.plots", "orbax": "rnn_jax.checkpoint"}
+"""Packages that one module or package alone may import."""
+
+VAGUE = {"util", "utils", "helper", "helpers", "common", "misc"}
+CALLBACKS = {
+    "jax.debug",
+    "jax.experimental.io_callback",
+    "jax.experimental.host_callback",
+    "jax.pure_callback",
+    "callback",
+    "debug_callback",
+    "host_callback",
+    "io_callback",
+    "pure_callback",
+}
+
+
+def files_of(*folders):
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def dotted_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports(source, file):
+    """Dotted names that a file imports, at its top or inside functions, relative ones resolved.
+
+    `from a import b` counts as `a.b`: b may be a module.
+    """
+    package = Path(file).parent.parts
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base = (*base, node.module) if node.module else base
+            names |= {".".join((*base, alias.name)) for alias in node.names}
+    return names
+
+
+def module_of(dotted):
+    """The part of rnn_jax that an import names: "types" for rnn_jax.types.Array, else None.
+
+    A name that the package itself gives, such as rnn_jax.Cell, comes out as "__init__".
+    """
+    parts = dotted.split(".")
+    if parts[0] != "rnn_jax":
+        return None
+    there = len(parts) > 1 and (
+        (LIBRARY / f"{parts[1]}.py").exists() or (LIBRARY / parts[1]).is_dir()
+    )
+    return parts[1] if there else "__init__"
+
+
+def owner_of(path):
+    """The entry of the table that a file of rnn_jax belongs to."""
+    return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+
+
+def wrong_imports(source, file):
+    """What a file of rnn_jax imports against the table; a sentence for each."""
+    owner = owner_of(ROOT / file)
+    if owner == "__init__":
+        return []
+    if owner not in ALLOWED:
+        return [f"rnn_jax.{owner} is not in the table ALLOWED of tests/layout_test.py: add it"]
+    used = {module_of(name) for name in imports(source, file)} - {None, owner}
+    return [
+        f"{file} imports rnn_jax.{module}, but may import {sorted(ALLOWED[owner])} of rnn_jax"
+        for module in sorted(used - ALLOWED[owner])
+    ]
+
+
+def callbacks(source):
+    """Names by which a source reaches from a compiled program back to the host."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            found |= {node.attr, ast.unparse(node)}
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.alias):
+            found |= set(node.name.split("."))
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found & CALLBACKS
+
+
+@pytest.mark.parametrize("path", files_of(LIBRARY), ids=name_of)
+def test_modules_import_only_what_the_table_allows(path):
+    wrong = wrong_imports(path.read_text(), name_of(path))
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", files_of(LIBRARY), ids=name_of)
+def test_the_library_never_imports_an_experiment_or_a_test(path):
+    roots = {name.split(".")[0] for name in imports(path.read_text(), name_of(path))}
+    assert not roots & {"experiments", "tests", "reference"}
+
+
+@pytest.mark.parametrize("path", files_of(LIBRARY, EXPERIMENTS), ids=name_of)
+def test_packages_with_a_place_of_their_own_are_imported_only_there(path):
+    roots = {name.split(".")[0] for name in imports(path.read_text(), name_of(path))}
+    for package in roots & ONLY_IN.keys():
+        place, here = ONLY_IN[package], dotted_name(path)
+        assert f"{here}.".startswith(f"{place}."), f"only {place} may import {package}"
+
+
+@pytest.mark.parametrize("path", files_of(LIBRARY), ids=name_of)
+def test_no_callbacks_to_the_host(path):
+    assert not callbacks(path.read_text())
+
+
+@pytest.mark.parametrize("path", files_of(LIBRARY, EXPERIMENTS, TESTS), ids=name_of)
+def test_no_file_or_folder_has_a_name_that_says_nothing(path):
+    words = {word for part in path.relative_to(ROOT).parts for word in Path(part).stem.split("_")}
+    assert not words & VAGUE
+
+
+def test_the_reference_uses_no_jax():
+    names = imports((TESTS / "reference.py").read_text(), "tests/reference.py")
+    assert {name.split(".")[0] for name in names} == {"collections", "typing", "numpy"}
+
+
+# The reader itself: each rule above must be able to fail.
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import rnn_jax.train",
+        "from rnn_jax import train",
+        "from rnn_jax.train import train_step",
+        "from . import train",
+        "from .train import TrainState as S",
+        "def f():\n    from rnn_jax import train",
+        "import numpy, rnn_jax.train as t",
+        "from rnn_jax import elman",
+        "import rnn_jax",
+    ],
+)
+def test_a_forbidden_import_is_seen_in_any_form(source):
+    assert len(wrong_imports(source, "rnn_jax/unroll.py")) == 1
+
+
+def test_relative_imports_of_packages_are_resolved():
+    assert imports("from .. import train", "rnn_jax/cells/elman.py") == {"rnn_jax.train"}
+    assert wrong_imports("from ..train import x", "rnn_jax/cells/elman.py")
+    assert not wrong_imports("from .cell import Cell", "rnn_jax/cells/elman.py")
+    assert not wrong_imports("from rnn_jax.types import Array", "rnn_jax/cells/elman.py")
+
+
+def test_an_unknown_module_must_be_added_to_the_table():
+    (message,) = wrong_imports("import numpy", "rnn_jax/surprise.py")
+    assert "rnn_jax.surprise is not in the table" in message
+    assert message.endswith("add it")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "jax.debug.callback(print, x)",
+        "jax.debug.print('{}', x)",
+        "from jax import debug\ndebug.callback(print, x)",
+        "from jax.experimental import io_callback",
+        "jax.experimental.io_callback(f, None, x)",
+        "jax.pure_callback(f, x, x)",
+        "import jax.experimental.host_callback as hc",
+    ],
+)
+def test_a_callback_is_seen_in_any_form(source):
+    assert callbacks(source)
+    assert not callbacks("jax.jit(f)(x)")
