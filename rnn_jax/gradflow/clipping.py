@@ -38,7 +38,7 @@ class ClippingReport(NamedTuple):
 
 
 def clipping_report(raw_norms: np.ndarray, bound: float | None = None) -> ClippingReport:
-    """Quantiles of the raw norms, and a bound: ten times the median, or the 90 % quantile if larger.
+    """Quantiles of the raw norms, and a bound: ten times the median, or the 90 % quantile if more.
 
     Args:
         raw_norms: `[K]`, global norms before clipping, as a training run records them.

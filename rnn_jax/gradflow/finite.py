@@ -94,8 +94,8 @@ def origin_of_nonfinite(
     """
     for name, tree in (("xs", xs), ("state", state), ("params", params)):
         if where := first_nonfinite(tree):
-            step = 1 + int(where.split("[")[1].split(",")[0].split("]")[0]) if name == "xs" else 0
-            return Origin(name, step, f"{name} is not finite before anything runs: {where}")
+            step = _first_step(tree) if name == "xs" else None
+            return Origin(name, step or 0, f"{name} is not finite before anything runs: {where}")
     states = unroll(cell, params, state, xs)
     if (step := _first_step(states)) is not None:
         return Origin("states", step, f"the states leave the finite range at time step {step}")

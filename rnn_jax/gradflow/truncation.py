@@ -63,9 +63,9 @@ def truncation_bias(
     """
     trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
     num_steps = xs.shape[0]
-    windows = jnp.asarray(np.arange(1, num_steps + 1) if windows is None else windows)
-    if not isinstance(windows, jax.core.Tracer) and (
-        int(windows.min()) < 1 or int(windows.max()) > num_steps
+    chosen = jnp.asarray(np.arange(1, num_steps + 1) if windows is None else windows)
+    if not isinstance(chosen, jax.core.Tracer) and (
+        int(chosen.min()) < 1 or int(chosen.max()) > num_steps
     ):
         raise ValueError(f"windows are {windows}, but each must be in 1..{num_steps}")
     linearization = adjoint.linearize(cell, params, trajectory)
@@ -90,10 +90,8 @@ def truncation_bias(
     norms = state_norm(totals.value, 1)
     products = jax.vmap(lambda total: optax.tree.vdot(total, full.value))(totals.value)
     shares = scaled_log(norms, totals.exponent) - scaled_log(full_norm, full.exponent)
-    chosen = windows - 1
-    return TruncationBias(
-        windows, jnp.exp(shares)[chosen], (products / (norms * full_norm))[chosen]
-    )
+    rows = chosen - 1
+    return TruncationBias(chosen, jnp.exp(shares)[rows], (products / (norms * full_norm))[rows])
 
 
 def _gather_padding(immediate: State, valid: Array) -> State:
