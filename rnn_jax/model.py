@@ -159,6 +159,12 @@ def free_run(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; a free run has at least one step")
+    for leaf in jax.tree.leaves(perturbations):
+        if leaf.shape[0] != num_steps:
+            raise ValueError(
+                f"perturbations are for {leaf.shape[0]} steps, but num_steps is {num_steps}; "
+                "zero_perturbations(state, num_steps) makes some that fit"
+            )
 
     def split(tree: State | None, part: slice) -> State | None:
         return jax.tree.map(lambda leaf: leaf[part], tree)

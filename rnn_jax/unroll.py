@@ -52,10 +52,7 @@ def unroll(
     """
     check_fit(cell, params, state, xs, perturbations)
     valid = None if lengths is None else valid_steps(lengths, xs)
-    try:
-        return _unroll(cell, params, state, xs, perturbations, valid)
-    except TypeError as error:
-        raise _shape_error(params, state, xs, error) from error
+    return _unroll(cell, params, state, xs, perturbations, valid)
 
 
 def plain_unroll(
@@ -74,12 +71,8 @@ def plain_unroll(
     """
     check_fit(cell, params, state, xs, perturbations)
     valid = None if lengths is None else valid_steps(lengths, xs)
-    try:
-        return adjoint.forward(
-            cell._replace(affine=None), params, state, xs, perturbations, valid
-        ).states
-    except TypeError as error:
-        raise _shape_error(params, state, xs, error) from error
+    plain = cell._replace(affine=None)
+    return _run(plain, params, state, xs, perturbations, valid).states
 
 
 def zero_perturbations(state: State, num_steps: int) -> State:
@@ -135,12 +128,24 @@ def _check_tree(name: str, given: State, wanted: State, by: str) -> None:
         )
 
 
-def _shape_error(params: Params, state: State, xs: Array, error: TypeError) -> ValueError:
-    shapes = jax.tree.map(jnp.shape, params)
-    return ValueError(
-        f"the cell cannot step from a state of shape {jax.tree.map(jnp.shape, state)} with x of "
-        f"shape {xs.shape[1:]} and parameters of shapes {shapes}: {str(error).splitlines()[0]}"
-    )
+def _run(
+    cell: Cell,
+    params: Params,
+    state: State,
+    xs: Array,
+    perturbations: State | None,
+    valid: Array | None,
+) -> adjoint.Trajectory:
+    """`adjoint.forward`, with what does not fit said in the user's terms."""
+    try:
+        return adjoint.forward(cell, params, state, xs, perturbations, valid)
+    except TypeError as error:
+        shapes = jax.tree.map(jnp.shape, params)
+        reason = " ".join(str(error).partition("\n---")[0].split())
+        raise ValueError(
+            f"the cell cannot step from a state of shape {jax.tree.map(jnp.shape, state)} with x "
+            f"of shape {xs.shape[1:]} and parameters of shapes {shapes}: {reason}"
+        ) from error
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -152,7 +157,7 @@ def _unroll(
     perturbations: State | None,
     valid: Array | None,
 ) -> State:
-    return adjoint.forward(cell, params, state, xs, perturbations, valid).states
+    return _run(cell, params, state, xs, perturbations, valid).states
 
 
 def _forward(
@@ -163,7 +168,7 @@ def _forward(
     perturbations: State | None,
     valid: Array | None,
 ) -> tuple[State, Any]:
-    trajectory = adjoint.forward(cell, params, state, xs, perturbations, valid)
+    trajectory = _run(cell, params, state, xs, perturbations, valid)
     return trajectory.states, (params, trajectory, perturbations is not None)
 
 

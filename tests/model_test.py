@@ -67,8 +67,8 @@ def test_last_only_reads_the_last_true_state(x64, rng):
 
 
 def test_readout_sees_what_the_cell_emits(rng):
-    model = rnn_jax.sequence_model(rnn_jax.lstm(H), O)
-    params = model.init(jax.random.key(0), D)
+    model = rnn_jax.sequence_model(rnn_jax.lstm(H, recurrent_init=initializers.normal(0.5)), O)
+    params = jax.jit(model.init, static_argnums=1)(jax.random.key(0), D)
     state = model.cell.initial_state(params.cell, (B,))
     xs = jnp.asarray(rng.normal(size=(T, B, D)), jnp.float32)
     outputs, states = apply(model, params, state, xs)
@@ -123,13 +123,15 @@ def test_free_run_feeds_predictions_back(x64, rng, num_steps):
 
 def test_free_run_of_a_cell_of_two_leaves_equals_its_steps(x64, rng):
     model = rnn_jax.sequence_model(rnn_jax.lstm(H), D)
-    params = jax.tree.map(lambda p: jnp.asarray(p, float), model.init(jax.random.key(0), D))
+    shapes = jax.eval_shape(lambda key: model.init(key, D), jax.random.key(0))
+    params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape)), shapes)
     state = rnn_jax.LSTMState(*jnp.asarray(rng.normal(size=(2, B, H))))
     first = x = jnp.asarray(rng.normal(size=(B, D)))
     outputs, _ = free_run(model, params, state, first, T)
+    step = jax.jit(model.cell.step)
     for t in range(T):
-        state = model.cell.step(params.cell, state, x)
-        x = state.h @ params.readout.V + params.readout.c[None]
+        state = step(params.cell, state, x)
+        x = np.asarray(state.h) @ params.readout.V + np.asarray(params.readout.c)
         np.testing.assert_allclose(outputs[t], x, rtol=1e-12)
 
 
@@ -164,12 +166,12 @@ def test_closed_loop_is_the_free_run_as_a_cell(x64, rng):
     weights, s_0, _ = elman_data(rng, outputs=D)
     model, params = rnn_jax.sequence_model(rnn_jax.elman(H), D), library_params(weights)
     cell = rnn_jax.closed_loop(model)
-    states = rnn_jax.unroll(cell, params, jnp.asarray(s_0), jnp.zeros((T, B, 0)))
+    states = jax.jit(rnn_jax.unroll, static_argnums=0)(cell, params, s_0, np.zeros((T, B, 0)))
     x = s_0 @ weights.V + weights.c
     np.testing.assert_allclose(states, hand_written_free_run(weights, s_0, x, T)[1], rtol=1e-12)
     assert cell.initial_state(params, (B,)).shape == (B, H)
     np.testing.assert_array_equal(cell.emit(states), states)
-    fresh = cell.init(jax.random.key(0), D)
+    fresh = jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0))
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
 
 
@@ -177,8 +179,8 @@ def test_closed_loop_is_the_free_run_as_a_cell(x64, rng):
 
 
 def test_readout_starts_uniform_within_one_over_sqrt_of_hidden():
-    model = rnn_jax.sequence_model(rnn_jax.lstm(64), 50)
-    _, readout = model.init(jax.random.key(0), D)
+    model = rnn_jax.sequence_model(rnn_jax.lstm(64, recurrent_init=initializers.identity()), 50)
+    _, readout = jax.jit(model.init, static_argnums=1)(jax.random.key(0), D)
     assert readout.V.shape == (64, 50)
     assert readout.c.shape == (50,)
     for leaf in readout:
@@ -189,9 +191,8 @@ def test_readout_starts_uniform_within_one_over_sqrt_of_hidden():
 
 def test_given_readout_initializer_is_used():
     for factory in (rnn_jax.sequence_model, rnn_jax.last_only):
-        _, readout = factory(rnn_jax.elman(H), O, initializers.uniform(1e-3)).init(
-            jax.random.key(0), D
-        )
+        cell = rnn_jax.elman(H, recurrent_init=initializers.identity())
+        _, readout = factory(cell, O, initializers.uniform(1e-3)).init(jax.random.key(0), D)
         assert 0 < np.abs(readout.V).max() <= 1e-3
         assert 0 < np.abs(readout.c).max() <= 1e-3
 

@@ -11,7 +11,7 @@ from scipy.special import expit
 
 import rnn_jax
 from rnn_jax.cells import ACTIVATIONS
-from rnn_jax.gradflow import theory
+from rnn_jax.gradflow import mean_field, theory
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -65,9 +65,9 @@ def measured_slope(rng, activation, size, gain, input_std=0.0, bias_std=0.0):
 
 def test_the_published_figures_of_random_tanh_networks():
     gains = jnp.array([0.9, 1.1, 2, 3, 5, 10])
-    chi = theory.mean_field_chi("tanh", gains)
+    chi = mean_field.mean_field_chi("tanh", gains)
     np.testing.assert_allclose(chi, [0.81, 1.0102, 1.3627, 1.8599, 2.9004, 5.5449], atol=5.1e-5)
-    slope = theory.mean_field_slope("tanh", gains).slope
+    slope = mean_field.mean_field_slope("tanh", gains).slope
     exponents = [-0.1054, 0.0051, 0.1547, 0.3103, 0.5324, 0.8564]
     np.testing.assert_allclose(slope, exponents, atol=5.1e-5)
 
@@ -96,20 +96,22 @@ def test_variance_and_chi_equal_adaptive_quadrature(activation, gain, input_std,
     q = optimize.brentq(change, 1e-3, 1e6, xtol=1e-13, rtol=1e-14)
     chi = gain**2 * gaussian_mean(lambda z: derivative(z) ** 2, q)
     given = (activation, gain, input_std, bias_std)
-    np.testing.assert_allclose(theory.mean_field_variance(*given), q, rtol=1e-11)
-    np.testing.assert_allclose(theory.mean_field_chi(*given), chi, rtol=1e-11)
-    np.testing.assert_allclose(theory.mean_field_slope(*given).slope, np.log(chi) / 2, atol=1e-11)
+    np.testing.assert_allclose(mean_field.mean_field_variance(*given), q, rtol=1e-11)
+    np.testing.assert_allclose(mean_field.mean_field_chi(*given), chi, rtol=1e-11)
+    np.testing.assert_allclose(
+        mean_field.mean_field_slope(*given).slope, np.log(chi) / 2, atol=1e-11
+    )
 
 
 def test_the_critical_gain_of_tanh():
     gains = jnp.array([0.0, 0.5, 1.0])
-    np.testing.assert_array_equal(theory.mean_field_variance("tanh", gains), 0)
-    np.testing.assert_allclose(theory.mean_field_chi("tanh", gains), [0, 0.25, 1], rtol=1e-14)
+    np.testing.assert_array_equal(mean_field.mean_field_variance("tanh", gains), 0)
+    np.testing.assert_allclose(mean_field.mean_field_chi("tanh", gains), [0, 0.25, 1], rtol=1e-14)
     excess = np.array([1e-9, 1e-6, 1e-4])
     # E tanh(sqrt(q) z)^2 = q - 2 q^2 + 17/3 q^3 - ..., solved for q to second order.
     first = (1 - (1 + excess) ** -2) / 2
     q = first + 17 / 6 * first**2
-    variance = theory.mean_field_variance("tanh", jnp.asarray(1 + excess))
+    variance = mean_field.mean_field_variance("tanh", jnp.asarray(1 + excess))
     # Two numbers agree in all but 1e-9 of their size there: seven digits of the least are left.
     np.testing.assert_allclose(variance, q, rtol=5e-7)
 
@@ -117,37 +119,39 @@ def test_the_critical_gain_of_tanh():
 def test_activations_that_do_not_saturate():
     gains = jnp.array([0.5, 1.4, 1.5, 20.0])
     for activation, limit in (("relu", np.sqrt(2)), ("identity", 1.0)):
-        slope = theory.mean_field_slope(activation, gains, 0.3).slope
+        slope = mean_field.mean_field_slope(activation, gains, 0.3).slope
         np.testing.assert_allclose(slope, np.log(gains / limit), atol=1e-14)
-        without_input = theory.mean_field_slope(activation, gains).slope
+        without_input = mean_field.mean_field_slope(activation, gains).slope
         np.testing.assert_allclose(without_input, slope, atol=1e-14)
-        variance = np.asarray(theory.mean_field_variance(activation, gains, 0.3))
+        variance = np.asarray(mean_field.mean_field_variance(activation, gains, 0.3))
         kept = np.asarray(gains) < limit
         wanted = 0.09 / (1 - (np.asarray(gains)[kept] / limit) ** 2)
         np.testing.assert_allclose(variance[kept], wanted, rtol=1e-12)
         np.testing.assert_array_equal(variance[~kept], np.inf)
-    assert theory.mean_field_variance("softplus", 1.5) == np.inf
-    np.testing.assert_allclose(theory.mean_field_chi("softplus", 1.5), 1.125, rtol=1e-14)
+    assert mean_field.mean_field_variance("softplus", 1.5) == np.inf
+    np.testing.assert_allclose(mean_field.mean_field_chi("softplus", 1.5), 1.125, rtol=1e-14)
 
 
 def test_no_gradient_without_weights():
-    assert theory.mean_field_slope("sigmoid", 0.0, 1.0).slope == -np.inf
-    np.testing.assert_allclose(theory.mean_field_variance("tanh", 0.0, 0.3, 0.4), 0.25, rtol=1e-13)
+    assert mean_field.mean_field_slope("sigmoid", 0.0, 1.0).slope == -np.inf
+    np.testing.assert_allclose(
+        mean_field.mean_field_variance("tanh", 0.0, 0.3, 0.4), 0.25, rtol=1e-13
+    )
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
 def test_float32_agrees_with_float64(activation):
     gains = np.array([0.3, 0.9, 1.0, 1.2, 10.0, 1e3])
-    wide = theory.mean_field_slope(activation, jnp.asarray(gains), 0.2).slope
+    wide = mean_field.mean_field_slope(activation, jnp.asarray(gains), 0.2).slope
     with jax.enable_x64(False):
-        narrow = theory.mean_field_slope(activation, jnp.asarray(gains), 0.2).slope
+        narrow = mean_field.mean_field_slope(activation, jnp.asarray(gains), 0.2).slope
         assert narrow.dtype == jnp.float32
     np.testing.assert_allclose(narrow, wide, atol=2e-6, rtol=1e-6)
 
 
 def test_mean_field_under_vmap_jit_and_grad():
     def slope(gain, input_std, activation="tanh"):
-        return theory.mean_field_slope(activation, gain, input_std).slope
+        return mean_field.mean_field_slope(activation, gain, input_std).slope
 
     gains, stds = jnp.array([0.7, 1.5, 4.0]), jnp.array([0.0, 0.5, 2.0])
     table = jax.jit(jax.vmap(jax.vmap(slope, (None, 0)), (0, None)))(gains, stds)
@@ -195,7 +199,7 @@ def test_wide_random_networks_have_the_predicted_slope(activation, gain, input_s
     # The theory is that of infinite width, and finite networks fall short by an amount in 1/H.
     infinite = 2 * means[1] - means[0]
     error = np.hypot(2 * errors[1], errors[0])
-    predicted = theory.mean_field_slope(activation, gain, input_std, bias_std).slope
+    predicted = mean_field.mean_field_slope(activation, gain, input_std, bias_std).slope
     assert error < 0.01
     assert abs(infinite - predicted) < 3 * error
 
@@ -284,13 +288,13 @@ def test_fixed_point_says_when_it_found_none():
 
 
 def test_largest_slopes_and_growths_are_those_of_the_activations():
-    assert theory.LARGEST_SLOPES.keys() == theory.GROWTHS.keys() == ACTIVATIONS.keys()
+    assert theory.LARGEST_SLOPES.keys() == mean_field.GROWTHS.keys() == ACTIVATIONS.keys()
     z = jnp.linspace(-40, 40, 8001)
     for name, (function, _) in ACTIVATIONS.items():
         derivative = jax.vmap(jax.grad(function))(z)
         np.testing.assert_allclose(derivative.max(), theory.LARGEST_SLOPES[name], rtol=1e-12)
         growth = gaussian_mean(lambda z, name=name: PHI[name][1](z) ** 2, 1e12)
-        np.testing.assert_allclose(growth, theory.GROWTHS[name], atol=1e-5)
+        np.testing.assert_allclose(growth, mean_field.GROWTHS[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -430,11 +434,11 @@ def test_transient_growth_of_matrices_that_leave_the_range_of_floats():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: theory.mean_field_slope("gelu", 1.0), "'gelu'.*tanh"),
-        (lambda: theory.mean_field_slope("tanh", -0.1), "gain is -0.1"),
-        (lambda: theory.mean_field_chi("tanh", np.nan), "gain is nan"),
-        (lambda: theory.mean_field_variance("tanh", 1.0, -1.0), "input_std is -1.0"),
-        (lambda: theory.mean_field_variance("tanh", 1.0, 0.0, -2.0), "bias_std is -2.0"),
+        (lambda: mean_field.mean_field_slope("gelu", 1.0), "'gelu'.*tanh"),
+        (lambda: mean_field.mean_field_slope("tanh", -0.1), "gain is -0.1"),
+        (lambda: mean_field.mean_field_chi("tanh", np.nan), "gain is nan"),
+        (lambda: mean_field.mean_field_variance("tanh", 1.0, -1.0), "input_std is -1.0"),
+        (lambda: mean_field.mean_field_variance("tanh", 1.0, 0.0, -2.0), "bias_std is -2.0"),
         (lambda: theory.fixed_point_slope(jnp.ones((2, 3))), r"\(2, 3\)"),
         (lambda: theory.fixed_point_slope(jnp.ones((2, 2)), jnp.ones(3)), r"\(3,\).*\(2, 2\)"),
         (lambda: theory.singular_value_bounds(jnp.ones(3)), r"\(3,\)"),

@@ -66,13 +66,13 @@ class Diagnosis(NamedTuple):
                 f"{self.slope:+.4f} ± {self.slope_error:.4f} nats per step back "
                 f"(factor {math.exp(self.slope):.3f}), fitted on t = {first}..{last}"
             )
-        reach = f"{self.horizon:.0f} of {self.num_steps} steps"
+        reach = f"{self.horizon:.0f} steps"
         if not math.isfinite(self.horizon):
-            reach = f"beyond all {self.num_steps} steps"
+            reach = "no number of steps"
         lines = [
             f"gradient: {self.verdict}{doubt}",
             f"  slope       {slope}",
-            f"  horizon     {reach} until it has fallen to 1/1000",
+            f"  horizon     {reach} until it has fallen to 1/1000 (the sequence has {self.num_steps})",
         ]
         if math.isfinite(self.exponent):
             lines.append(

@@ -77,7 +77,7 @@ def truncation_bias(
 
     def next_lag(carry: tuple[Scaled, Scaled], _: None) -> tuple[tuple[Scaled, Scaled], Scaled]:
         part, total = carry
-        gradient, _ = adjoint.parameter_gradients(cell, params, trajectory, part.value)
+        gradient = adjoint.parameter_gradients(cell, params, trajectory, part.value)[0]
         total = rescale(*add(total, rescale(gradient, part.exponent)))
         pulled = pull(part.value, linearization.locals)
         shifted = jax.tree.map(lambda p: jnp.concatenate([p[1:], jnp.zeros_like(p[:1])]), pulled)

@@ -8,6 +8,7 @@ from rnn_jax.plots.flow import (
     flow_profile,
     singular_values_by_lag,
     summand_profile,
+    truncation_curve,
 )
 from rnn_jax.plots.speed import speed_ratios
 from rnn_jax.plots.style import natural_log
@@ -34,4 +35,5 @@ __all__ = [
     "singular_values_by_lag",
     "speed_ratios",
     "summand_profile",
+    "truncation_curve",
 ]

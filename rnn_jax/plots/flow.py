@@ -55,7 +55,8 @@ def _draw_flow(axes: Axes, flow: Flow) -> None:
     lag = len(steps) - steps
     anchor = middle[-1]
     if flow.bounds is not None:
-        low, high = (anchor + rate * lag for rate in flow.bounds)
+        # A lower bound of -inf bounds nothing; the band then ends at the panel's edge.
+        low, high = (anchor + max(rate, -1e6) * lag for rate in flow.bounds)
         axes.fill_between(
             steps,
             np.maximum(low, np.nanmin(middle) - 5),
@@ -168,6 +169,21 @@ def singular_values_by_lag(
     axes.plot(
         lags, exponent * lags, "--", color=RED, linewidth=1.8, label="Lyapunov exponent × lag"
     )
+    axes.legend(fontsize=11, frameon=False)
+    return figure
+
+
+def truncation_curve(
+    windows: np.ndarray, norm_ratio: np.ndarray, cosine: np.ndarray, title: str
+) -> Figure:
+    """What is left of dL/dtheta if each loss is followed back over a window only; `[N]` each."""
+    figure = new_figure()
+    axes = dress(
+        figure.subplots(), title, "window (steps)", "truncated gradient against the full one"
+    )
+    axes.plot(windows, norm_ratio, color=BLUE, linewidth=2, label="ratio of norms")
+    axes.plot(windows, cosine, color=RED, linewidth=2, label="cosine of the angle between them")
+    axes.axhline(1, color=GREY, linewidth=0.8)
     axes.legend(fontsize=11, frameon=False)
     return figure
 

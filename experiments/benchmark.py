@@ -1,0 +1,214 @@
+"""How fast is it? Ours beside PyTorch and the usual Flax loop, measured in turn in one run.
+
+Sections, all by default; --sections chooses:
+  tutorial  the tutorial's training iteration (H = 16, B = 1, T = 49, Adam), compilation apart
+  compile   its 6,000 iterations from fresh weights to the end, compilation included
+  traces    training with |dL/ds_t| recorded over training without
+  process   the whole process `python -m experiments.sine`, with an empty cache and again
+  limit     beside a C program of your own, where --limit_source names one
+
+Before anything is timed, the gradients of all sides at the same weights are compared; where they
+differ by more than 1e-4, relative, nothing is timed.
+
+PyTorch is an extra, `pip install 'rnn_jax[benchmark]'`; without it its rows are left out.
+
+Written to --workdir: config.json, results.json (every single time), table.md, ratios.png.
+
+Example:
+  python -m experiments.benchmark --flagfile=experiments/flags/benchmark_tutorial.flags
+"""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import sine
+from experiments.benchmarks import flax_loop, gradients, process, report, traces, tutorial
+from experiments.benchmarks.report import Findings, Row, Wanted
+from experiments.options import UsageError, check, launch, option
+from experiments.runner import open_workdir, use_compilation_cache
+from rnn_jax import plots, records
+
+TRACE_PAIRS = 3
+"""Pairs of runs for each of `repeats`: a ratio near 1 wants more of them."""
+PROCESS_RUNS = 3
+"""At most so many cold and warm processes: each takes seconds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+    """Settings of a benchmark; see `--help`."""
+
+    sections: str = option(
+        "tutorial,compile,traces,process,limit", "comma-separated parts to measure"
+    )
+    iterations: int = option(1000, "training iterations in each timed run", minimum=1)
+    repeats: int = option(7, "rounds; each runs every side once", minimum=1)
+    limit_source: str = option(
+        "", "C file whose program prints 'C limit: X us/iter', as a yardstick; empty for none"
+    )
+    workdir: str = option("runs/benchmark", "folder for the table, the figure and all times")
+    overwrite: bool = option(False, "replace a run of other settings in --workdir")
+
+
+Section = Callable[[BenchmarkConfig, Any], Findings]
+"""`(config, torch) -> findings`; torch is `experiments.benchmarks.pytorch`, or None."""
+
+SECTIONS: dict[str, Section] = {
+    "tutorial": lambda config, torch: tutorial.iteration_findings(
+        torch, config.iterations, config.repeats
+    ),
+    "compile": lambda config, torch: tutorial.end_to_end_findings(
+        torch, config.iterations, config.repeats
+    ),
+    "traces": lambda config, torch: traces.findings(
+        config.iterations, TRACE_PAIRS * config.repeats
+    ),
+    "process": lambda config, torch: process.process_findings(
+        ("experiments.sine", "--flagfile=experiments/flags/sine_200.flags"),
+        Wanted("<=", 6),
+        min(PROCESS_RUNS, config.repeats),
+    ),
+    "limit": lambda config, torch: process.limit_findings(
+        config.limit_source, config.iterations, config.repeats
+    ),
+}
+
+
+class Result(NamedTuple):
+    """What was found, and where it is.
+
+    Attributes:
+        rows: of the table.
+        skipped: a line for each thing left out.
+        differences: relative differences of the gradients, side -> parameter -> value.
+        workdir: the run's folder.
+    """
+
+    rows: list[Row]
+    skipped: list[str]
+    differences: dict[str, dict[str, float]]
+    workdir: Path
+
+
+def sections_of(config: BenchmarkConfig) -> list[str]:
+    """The names in --sections; `UsageError` for one that is not known."""
+    names = [name.strip() for name in config.sections.split(",") if name.strip()]
+    if not names or set(names) - set(SECTIONS):
+        raise UsageError(f"--sections={config.sections}: take some of {', '.join(SECTIONS)}")
+    return names
+
+
+def load_pytorch() -> tuple[Any, list[str]]:
+    """`experiments.benchmarks.pytorch`, or None and a line that says why."""
+    try:
+        return importlib.import_module("experiments.benchmarks.pytorch"), []
+    except (ImportError, OSError) as error:
+        return None, [
+            f"PyTorch rows are left out ({error}); pip install 'rnn_jax[benchmark]' adds PyTorch"
+        ]
+
+
+def check_gradients(torch: Any) -> dict[str, dict[str, float]]:
+    """Compares all sides' gradients; `ValueError` where they differ."""
+    objective = sine.setup(tutorial.CONFIG).objective
+    others = {"Flax": flax_loop.gradients}
+    if torch:
+        others["PyTorch"] = torch.gradients
+    at = gradients.example(tutorial.CONFIG.hidden_size)
+    return gradients.check_agreement(gradients.ours(objective), others, at)
+
+
+def run(config: BenchmarkConfig) -> Result:
+    """Measures section after section; results are on disk after each."""
+    check(config)
+    names = sections_of(config)
+    if config.limit_source and not Path(config.limit_source).is_file():
+        raise UsageError(f"--limit_source={config.limit_source}: give a C file that exists")
+    workdir = open_workdir("benchmark", config)
+    torch, skipped = load_pytorch()
+    _say(*skipped)
+    result = Result([], skipped, check_gradients(torch), workdir)
+    for name in names:
+        _say(f"measuring: {name}")
+        found = SECTIONS[name](config, torch)
+        _say(*found.skipped)
+        result = result._replace(
+            rows=[*result.rows, *found.rows], skipped=[*result.skipped, *found.skipped]
+        )
+        save(result)
+    return result
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def save(result: Result) -> None:
+    """results.json, table.md, and ratios.png where some row says how many times faster."""
+    found = {
+        "machine": machine(),
+        "gradient_differences": result.differences,
+        "skipped": result.skipped,
+        "rows": [report.as_json(row) for row in result.rows],
+    }
+    records.write_atomically(
+        result.workdir / "results.json", json.dumps(found, indent=1, allow_nan=False) + "\n"
+    )
+    records.write_atomically(result.workdir / "table.md", text(result))
+    bars = report.bars(result.rows)
+    if bars.labels:
+        title = (
+            f"Between {min(bars.medians):.2g} and {max(bars.medians):.2g} times faster than the "
+            "usual loops, with the gradient of every time step recorded"
+        )
+        plots.speed_ratios(*bars, title).savefig(result.workdir / "ratios.png")
+
+
+def text(result: Result) -> str:
+    """The table, and below it what was compiled apart and what was left out."""
+    return "\n".join(
+        [report.table(result.rows), *report.compilation_lines(result.rows), *result.skipped]
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What the times were taken on."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Runs the benchmark and prints the table."""
+    use_compilation_cache(False)
+    result = run(config)
+    print(text(result))
+    print(f"Every single time, and the figure: {result.workdir}/")
+
+
+if __name__ == "__main__":
+    launch(main, BenchmarkConfig)

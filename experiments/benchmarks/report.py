@@ -1,0 +1,175 @@
+"""What a benchmark found, as a table, as JSON and as the numbers of a figure."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.benchmarks.timing import Spread, Times, spread
+
+FASTER, COST = "other/ours", "ours/other"
+HEADER = "| what | ours | other | ratio median (min..max) | wanted |\n|---|---|---|---|---|"
+
+
+class Wanted(NamedTuple):
+    """A bound on a row's ratio, or on our seconds where there is nothing to compare with.
+
+    Attributes:
+        sense: ">=" or "<=".
+        bound: the number.
+    """
+
+    sense: str
+    bound: float
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        what: the work, and which other side did it.
+        ours: our times.
+        other: the other side's, paired with ours run by run; None where ours stand alone.
+        ratio: `FASTER`, other / ours, or `COST`, ours / other.
+        wanted: what was aimed at, if anything.
+    """
+
+    what: str
+    ours: Times
+    other: Times | None = None
+    ratio: str = FASTER
+    wanted: Wanted | None = None
+
+
+class Findings(NamedTuple):
+    """What a section found: rows, and a line for each thing that was left out."""
+
+    rows: list[Row]
+    skipped: list[str]
+
+
+def ratios(row: Row) -> np.ndarray | None:
+    """The ratio of each pair of runs, `[R]`; None where there is no other side."""
+    if row.other is None:
+        return None
+    faster = row.other.seconds / row.ours.seconds
+    return faster if row.ratio == FASTER else 1 / faster
+
+
+def is_met(row: Row) -> bool | None:
+    """Whether the median keeps what was wanted; None where nothing was."""
+    if row.wanted is None:
+        return None
+    values = ratios(row)
+    median = spread(row.ours.seconds if values is None else values).median
+    sense, bound = row.wanted
+    return median >= bound if sense == ">=" else median <= bound
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit, from microseconds to seconds."""
+    for factor, unit in ((1.0, "s"), (1e3, "ms")):
+        if seconds * factor >= 0.9995:
+            return f"{_three_digits(seconds * factor)} {unit}"
+    return f"{_three_digits(seconds * 1e6)} us"
+
+
+def _three_digits(value: float) -> str:
+    """1234, 123, 12.3, 1.23, 0.123."""
+    magnitude = int(np.floor(np.log10(value))) if value > 0 else 0
+    # 99.96 has two digits before the point but is written with three.
+    magnitude += round(value, max(0, 2 - magnitude)) >= 10 ** (magnitude + 1)
+    return f"{value:.{max(0, 2 - magnitude)}f}"
+
+
+def _durations(times: Times | None) -> str:
+    if times is None:
+        return "-"
+    found = spread(times.seconds)
+    return f"{duration(found.median)} ({duration(found.low)}..{duration(found.high)})"
+
+
+def _ratio(row: Row) -> str:
+    values = ratios(row)
+    if values is None:
+        return "-"
+    text = "{} ({}..{})".format(*map(_three_digits, spread(values)))
+    return text if row.ratio == FASTER else f"{text} {COST}"
+
+
+def _wanted(row: Row) -> str:
+    if row.wanted is None:
+        return "-"
+    unit = " s" if row.other is None else ""
+    verdict = "met" if is_met(row) else "missed"
+    return f"{row.wanted.sense} {row.wanted.bound:g}{unit}: {verdict}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A markdown table, one line a row; times per iteration are medians with their range."""
+    lines = [
+        "| "
+        + " | ".join((r.what, _durations(r.ours), _durations(r.other), _ratio(r), _wanted(r)))
+        + " |"
+        for r in rows
+    ]
+    return "\n".join([HEADER, *lines]) + "\n"
+
+
+def compilation_lines(rows: Sequence[Row]) -> list[str]:
+    """One line: how much longer each side's first run took, where it did; empty where none did."""
+    sides = [side for row in rows for side in (row.ours, row.other) if side is not None]
+    apart = {side.name: duration(side.compilation) for side in sides if side.compilation > 0}
+    if not apart:
+        return []
+    listed = "; ".join(f"{name} {seconds}" for name, seconds in apart.items())
+    return [f"First runs took longer by, compilation included: {listed}."]
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """A row with every measured number, for results.json."""
+    values = ratios(row)
+    return {
+        "what": row.what,
+        "ours": _times_as_json(row.ours),
+        "other": None if row.other is None else _times_as_json(row.other),
+        "ratio": None
+        if values is None
+        else {"of": row.ratio, **spread(values)._asdict(), "pairs": values.tolist()},
+        "wanted": None if row.wanted is None else " ".join(map(str, row.wanted)),
+        "met": is_met(row),
+    }
+
+
+def _times_as_json(times: Times) -> dict[str, Any]:
+    return {
+        "seconds": spread(times.seconds)._asdict(),
+        "runs": times.seconds.tolist(),
+        "compilation_seconds": times.compilation,
+    }
+
+
+class Bars(NamedTuple):
+    """Arguments of `rnn_jax.plots.speed_ratios`, one entry a comparison; NaN: nothing wanted."""
+
+    labels: list[str]
+    medians: list[float]
+    lows: list[float]
+    highs: list[float]
+    wanted: list[float]
+
+
+def bars(rows: Sequence[Row]) -> Bars:
+    """The rows that say how many times faster we are."""
+    chosen: list[tuple[Row, Spread]] = []
+    for row in rows:
+        values = ratios(row)
+        if values is not None and row.ratio == FASTER:
+            chosen.append((row, spread(values)))
+    return Bars(
+        [row.what for row, _ in chosen],
+        [found.median for _, found in chosen],
+        [found.low for _, found in chosen],
+        [found.high for _, found in chosen],
+        [np.nan if row.wanted is None else row.wanted.bound for row, _ in chosen],
+    )

@@ -1,0 +1,83 @@
+"""What the traces cost: the same training with |dL/ds_t| recorded, and without."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments import sine as sine_experiment
+from experiments.benchmarks.report import COST, Findings, Row, Wanted
+from experiments.benchmarks.timing import Side, interleaved, stopwatch
+from rnn_jax import train
+from rnn_jax.model import ModelParams
+from rnn_jax.tasks import sine
+from rnn_jax.types import State
+
+WANTED = Wanted("<=", 1.05)
+
+
+class Shape(NamedTuple):
+    """A network and its data: H, B, T; every how many iterations of the tutorial it takes one."""
+
+    hidden_size: int
+    batch_size: int
+    num_steps: int
+    cost: int
+
+
+SHAPES = (Shape(16, 1, 49, cost=1), Shape(128, 64, 100, cost=50))
+
+
+def trace_nothing(
+    objective: train.Objective,
+    params: ModelParams,
+    carry: State,
+    run: train.Run,
+    adjoints: State,
+) -> tuple[()]:
+    """No trace at all; XLA then drops whatever only a trace would need."""
+    del objective, params, carry, run, adjoints
+    return ()
+
+
+def training(shape: Shape, trace: train.Trace, iterations: int) -> Side:
+    """`iterations` training steps on sine waves as one XLA program."""
+    config = sine_experiment.SineConfig(
+        hidden_size=shape.hidden_size, batch_size=shape.batch_size, init="orthogonal"
+    )
+    parts = sine_experiment.setup(config)
+    sample = sine.sampler(shape.batch_size, shape.num_steps + 1)
+    state = train.init_state(parts.model, parts.optimizer, jax.random.key(0), 1, shape.batch_size)
+
+    def work(state: train.TrainState) -> Any:
+        return train.train_chunk(
+            parts.objective, parts.optimizer, sample, state, jax.random.key(1), iterations, trace
+        )
+
+    return Side(stopwatch(lambda: jax.tree.map(jnp.copy, state), work), iterations)
+
+
+def findings(iterations: int, repeats: int) -> Findings:
+    """Time with traces over time without, at each shape.
+
+    Args:
+        iterations: in a run of the tutorial's shape; larger shapes run fewer.
+        repeats: pairs of runs.
+    """
+    rows = []
+    for shape in SHAPES:
+        count = max(1, iterations // shape.cost)
+        times = interleaved(
+            {
+                f"traces on, H = {shape.hidden_size}": training(shape, train.trace_states, count),
+                f"traces off, H = {shape.hidden_size}": training(shape, trace_nothing, count),
+            },
+            repeats,
+        )
+        on, off = times.values()
+        what = (
+            f"traces on / off: H = {shape.hidden_size}, B = {shape.batch_size}, "
+            f"T = {shape.num_steps}"
+        )
+        rows.append(Row(what, on, off, COST, WANTED))
+    return Findings(rows, [])

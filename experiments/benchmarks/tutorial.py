@@ -1,0 +1,178 @@
+"""The tutorial's training loop: ours, PyTorch's and Flax's, per iteration and from start to end."""
+
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments import sine
+from experiments.benchmarks import flax_loop
+from experiments.benchmarks.report import Findings, Row, Wanted
+from experiments.benchmarks.timing import Side, interleaved, stopwatch
+from experiments.runner import run_training
+from rnn_jax import records, train
+from rnn_jax.types import Key
+
+CONFIG = sine.SineConfig()
+"""The settings of experiments/flags/sine_6000.flags: H = 16, B = 1, T = 49, Adam."""
+
+OURS = f"ours, chunks of {CONFIG.log_every}"
+ONE_CHUNK = "ours, one chunk"
+FLAX = "Flax"
+TORCH_THREADS = {"PyTorch, 1 thread": 1, "PyTorch, 2 threads": 2}
+
+FASTER_THAN_FLAX = Wanted(">=", 6)
+FASTER_THAN_TORCH = Wanted(">=", 60)
+FASTER_END_TO_END = Wanted(">=", 6)
+
+
+def start() -> tuple[train.TrainState, Key]:
+    """A fresh training state and the data key, as the experiment makes them."""
+    parts = sine.setup(CONFIG)
+    init_key, data_key, _ = jax.random.split(jax.random.key(CONFIG.seed), 3)
+    state = train.init_state(parts.model, parts.optimizer, init_key, 1, CONFIG.batch_size)
+    return state, data_key
+
+
+def train_as_experiment(state: train.TrainState, key: Key, iterations: int, folder: Path) -> Any:
+    """Traces on, metrics fetched and written at each chunk; progress is kept off the terminal."""
+    parts = sine.setup(CONFIG)
+    with contextlib.redirect_stderr(io.StringIO()):
+        return run_training(
+            parts.objective,
+            parts.optimizer,
+            parts.sample,
+            state,
+            key,
+            num_steps=iterations,
+            log_every=CONFIG.log_every,
+            workdir=folder,
+        )
+
+
+def ours_in_chunks(iterations: int, folder: Path) -> Side:
+    """Training as the experiment does it, in chunks of `log_every`."""
+    state, key = start()
+
+    def prepare() -> train.TrainState:
+        records.open_run(folder, {}, overwrite=True)
+        # A chunk's input state is donated to it, so each run needs its own.
+        return jax.tree.map(jnp.copy, state)
+
+    def work(state: train.TrainState) -> Any:
+        return train_as_experiment(state, key, iterations, folder)
+
+    return Side(stopwatch(prepare, work), iterations)
+
+
+def ours_in_one_chunk(iterations: int) -> Side:
+    """The same training as one XLA program; its traces stay on the device."""
+    parts = sine.setup(CONFIG)
+    state, key = start()
+
+    def work(state: train.TrainState) -> Any:
+        return train.train_chunk(
+            parts.objective, parts.optimizer, parts.sample, state, key, iterations
+        )
+
+    return Side(stopwatch(lambda: jax.tree.map(jnp.copy, state), work), iterations)
+
+
+def flax_side(iterations: int) -> Side:
+    """The usual Flax loop."""
+    net = flax_loop.network(CONFIG.hidden_size)
+    optimizer = optax.adam(CONFIG.learning_rate)
+    step = flax_loop.make_step(net, optimizer)
+    training = flax_loop.start(net, optimizer, CONFIG.seed)
+
+    def work(training: flax_loop.Training) -> float:
+        return flax_loop.train(step, training, iterations, CONFIG.log_every, CONFIG.seed)
+
+    return Side(stopwatch(lambda: training, work), iterations)
+
+
+def torch_side(torch: Any, threads: int, iterations: int) -> Side:
+    """The PyTorch loop; `torch` is the module `experiments.benchmarks.pytorch`."""
+
+    def work(net: Any) -> float:
+        return torch.train(
+            net, iterations, CONFIG.log_every, CONFIG.learning_rate, threads, CONFIG.seed
+        )
+
+    return Side(stopwatch(lambda: torch.network(CONFIG.hidden_size), work), iterations)
+
+
+def iteration_findings(torch: Any, iterations: int, repeats: int) -> Findings:
+    """Time per training iteration of every side, compilation apart.
+
+    Args:
+        torch: the module `experiments.benchmarks.pytorch`, or None for no such rows.
+        iterations: in each run.
+        repeats: rounds.
+    """
+    threads = TORCH_THREADS if torch else {}
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {
+            OURS: ours_in_chunks(iterations, Path(folder)),
+            ONE_CHUNK: ours_in_one_chunk(iterations),
+            FLAX: flax_side(iterations),
+            **{name: torch_side(torch, count, iterations) for name, count in threads.items()},
+        }
+        times = interleaved(sides, repeats)
+    wanted = {FLAX: FASTER_THAN_FLAX, **dict.fromkeys(threads, FASTER_THAN_TORCH)}
+    rows = [
+        Row(
+            f"tutorial iteration: {ours} / {other}", times[ours], times[other], wanted=wanted[other]
+        )
+        for ours in (OURS, ONE_CHUNK)
+        for other in wanted
+    ]
+    return Findings(rows, [])
+
+
+def end_to_end_findings(torch: Any, iterations: int, repeats: int) -> Findings:
+    """The tutorial's 6,000 iterations from fresh weights to metrics on the host, compiled anew.
+
+    Args:
+        torch: as in `iteration_findings`.
+        iterations: that PyTorch is run for; its time is scaled to the tutorial's number.
+        repeats: rounds.
+    """
+    total = CONFIG.num_steps
+    run = min(iterations, total)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {"ours, compiled anew": ours_from_nothing(Path(folder))}
+        if torch:
+            name, threads = next(iter(TORCH_THREADS.items()))
+            sides[name] = scaled(torch_side(torch, threads, run), total)
+        ours, *others = interleaved(sides, repeats, warm_up=False).values()
+    what = f"{total:,} iterations with compilation"
+    if not others:
+        return Findings([Row(what, ours)], [])
+    (other,) = others
+    what += f": ours / {other.name}" + (f" (scaled from {run:,})" if run < total else "")
+    return Findings([Row(what, ours, other, wanted=FASTER_END_TO_END)], [])
+
+
+def ours_from_nothing(folder: Path) -> Side:
+    """Training as the experiment does it, with every compiled program thrown away before."""
+
+    def prepare() -> None:
+        records.open_run(folder, {}, overwrite=True)
+        jax.clear_caches()
+
+    def work(_: None) -> Any:
+        return train_as_experiment(*start(), CONFIG.num_steps, folder)
+
+    return Side(stopwatch(prepare, work))
+
+
+def scaled(side: Side, total: int) -> Side:
+    """A side whose whole run counts as one unit of `total` iterations."""
+    factor = total / side.iterations
+    return Side(lambda: factor * side.run())
