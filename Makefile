@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sine test lint types pytest evidence figures clean
+.PHONY: sine test lint types pytest evidence figures tables clean
 
 sine: $(VENV)/installed
 	$(BIN)/python -m experiments.sine --flagfile=experiments/flags/sine.flags
@@ -23,6 +23,22 @@ pytest: $(VENV)/installed-test
 # What takes minutes: the slow tests.
 evidence: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow
+
+# The figures of the README, from the code as it is.
+figures: $(VENV)/installed
+	$(BIN)/python -m experiments.sine --flagfile=experiments/flags/sine.flags --overwrite
+	$(BIN)/python -m experiments.sine --flagfile=experiments/flags/sine_6000.flags --overwrite
+	$(BIN)/python -m experiments.gradient_flow --flagfile=experiments/flags/gradient_flow.flags --overwrite
+	cp runs/sine_6000/free_run.png docs/figures/tutorial_free_run.png
+	for name in free_run gradient_heatmap gradient_profile closed_loop loss; do \
+		cp runs/sine/$$name.png docs/figures/sine_$$name.png; done
+	cp runs/gradient_flow/comparison.png docs/figures/three_cases.png
+
+# The table of 20 seeds in the README.
+tables: $(VENV)/installed
+	for name in sine_200 sine_6000 sine; do \
+		$(BIN)/python -m experiments.sine --flagfile=experiments/flags/$$name.flags \
+			--num_seeds=20 --workdir=runs/seeds_$$name --overwrite; done
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

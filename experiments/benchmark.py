@@ -51,7 +51,10 @@ class BenchmarkConfig:
     sections: str = option(
         "tutorial,compile,traces,process,limit", "comma-separated parts to measure"
     )
-    iterations: int = option(1000, "training iterations in each timed run", minimum=1)
+    iterations: int = option(6000, "training iterations in each timed run", minimum=1)
+    torch_iterations: int = option(
+        1000, "at most so many in each of PyTorch's runs, which take longest", minimum=1
+    )
     repeats: int = option(7, "rounds; each runs every side once", minimum=1)
     limit_source: str = option(
         "", "C file whose program prints 'C limit: X us/iter', as a yardstick; empty for none"
@@ -60,15 +63,20 @@ class BenchmarkConfig:
     overwrite: bool = option(False, "replace a run of other settings in --workdir")
 
 
+def torch_iterations(config: BenchmarkConfig) -> int:
+    """Iterations in a run of PyTorch's; its time per iteration does not depend on their number."""
+    return min(config.torch_iterations, config.iterations)
+
+
 Section = Callable[[BenchmarkConfig, Any], Findings]
 """`(config, torch) -> findings`; torch is `experiments.benchmarks.pytorch`, or None."""
 
 SECTIONS: dict[str, Section] = {
     "tutorial": lambda config, torch: tutorial.iteration_findings(
-        torch, config.iterations, config.repeats
+        torch, config.iterations, torch_iterations(config), config.repeats
     ),
     "compile": lambda config, torch: tutorial.end_to_end_findings(
-        torch, config.iterations, config.repeats
+        torch, torch_iterations(config), config.repeats
     ),
     "traces": lambda config, torch: traces.findings(
         config.iterations, TRACE_PAIRS * config.repeats

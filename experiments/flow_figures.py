@@ -43,7 +43,10 @@ def save_figures(
         "eigenvalues": plots.eigenvalue_plane(measured.eigenvalues, f"Spectral radius {rho:.3g}"),
     }
     figures["truncation"] = plots.truncation_curve(
-        *map(np.asarray, measured.truncation), truncation_finding(measured.truncation)
+        np.asarray(measured.truncation.windows),
+        np.asarray(measured.truncation.norm_ratio),
+        np.asarray(measured.truncation.cosine),
+        truncation_finding(measured.truncation),
     )
     if compared:
         figures["comparison"] = plots.flow_comparison(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnn_jax
+from rnn_jax import gradflow
 from rnn_jax.tasks import sine
 from rnn_jax.types import Array, Key, State
 
@@ -65,6 +66,28 @@ def warmed_errors(model: rnn_jax.Model, params: rnn_jax.ModelParams, key: Key) -
     starts = jax.random.uniform(key, (TEST_PHASES,), maxval=2 * math.pi)
     points, outputs = _run_warmed(model, params, starts, LONG_RUN)
     return np.mean(np.square(np.asarray(outputs - points[GIVEN:])), axis=(1, 2))
+
+
+def closed_loop_exponents(
+    model: rnn_jax.Model, params: rnn_jax.ModelParams, key: Key
+) -> np.ndarray:
+    """Lyapunov exponents `[H]` of the free-running network, in nats per step.
+
+    A network that has become an oscillator has one exponent 0, along its cycle, and only negative
+    ones across it: whatever disturbs it dies out, and it stays a sine.
+    """
+    start = jax.random.uniform(key, (1,), maxval=2 * math.pi)
+    return np.asarray(_exponents(model, params, start))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _exponents(model: rnn_jax.Model, params: rnn_jax.ModelParams, start: Array) -> Array:
+    state = model.cell.initial_state(params.cell, start.shape)
+    _, states = rnn_jax.apply(model, params, state, sine.wave(start, GIVEN))
+    last = jax.tree.map(lambda s: s[-1], states)
+    steps = jnp.zeros((2 * LONG_RUN, 1, 0))
+    loop = rnn_jax.closed_loop(model)
+    return gradflow.lyapunov_spectrum(loop, params, last, steps, burn_in=LONG_RUN // 2)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

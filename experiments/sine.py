@@ -9,8 +9,8 @@ Flags files:
   experiments/flags/sine_200.flags   the tutorial, 200 iterations
   experiments/flags/sine_6000.flags  the tutorial, 6,000 iterations
 
-Written to --workdir: config.json, metrics.jsonl, arrays/ and four figures (free_run, loss,
-gradient_heatmap, gradient_profile; with --trace_parameters also parameter_heatmap).
+Written to --workdir: config.json, metrics.jsonl, arrays/ and figures (free_run, loss,
+gradient_heatmap, gradient_profile, closed_loop; with --trace_parameters also parameter_heatmap).
 
 Examples:
   python -m experiments.sine --flagfile=experiments/flags/sine.flags
@@ -177,7 +177,9 @@ def run(config: SineConfig, write: bool = True) -> Result:
         drawn = result.carried
         if config.free_run_steps:
             drawn = free_running.warmed(parts.model, state.params, drawn_key)
-        sine_figures.save_figures(workdir, history, drawn, config.free_run_steps)
+        exponents = free_running.closed_loop_exponents(parts.model, state.params, drawn_key)
+        records.save_array(workdir, "closed_loop_exponents", exponents)
+        sine_figures.save_figures(workdir, history, drawn, config.free_run_steps, exponents)
         print(sine_figures.summary(workdir, history, drawn))
     return result
 

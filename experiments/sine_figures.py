@@ -9,7 +9,9 @@ from experiments.runner import History, state_norms
 from rnn_jax import plots
 
 
-def save_figures(workdir: Path, history: History, free_run: FreeRun, free_run_steps: int) -> None:
+def save_figures(
+    workdir: Path, history: History, free_run: FreeRun, free_run_steps: int, exponents: np.ndarray
+) -> None:
     """Draws a run; titles say what was found.
 
     Args:
@@ -17,6 +19,7 @@ def save_figures(workdir: Path, history: History, free_run: FreeRun, free_run_st
         history: every iteration's metrics.
         free_run: the free run to draw.
         free_run_steps: steps of each training sequence after its 49 true points; 0 for none.
+        exponents: Lyapunov exponents of the free-running network, `[H]`.
     """
     norms = state_norms(history.trace)
     boundary = GIVEN if free_run_steps else None
@@ -40,6 +43,7 @@ def save_figures(workdir: Path, history: History, free_run: FreeRun, free_run_st
             profiles(norms), profile_finding(norms), boundary
         ),
     }
+    figures["closed_loop"] = plots.exponent_spectrum(exponents, closed_loop_finding(exponents))
     if hasattr(history.trace, "parameters"):
         summands = history.trace.parameters._asdict()
         figures["parameter_heatmap"] = plots.parameter_heatmaps(summands, summand_finding(summands))
@@ -89,6 +93,18 @@ def summand_finding(summands: dict[str, np.ndarray]) -> str:
     largest = {name: 1 + np.argmax(np.mean(norms, axis=0)) for name, norms in summands.items()}
     where = ", ".join(f"dL/d{name} at k = {k}" for name, k in largest.items())
     return f"Averaged over training the largest summand of {where}"
+
+
+def closed_loop_finding(exponents: np.ndarray) -> str:
+    """Title of the free-running network's exponents, from their numbers."""
+    if exponents[0] > 0.005:
+        return f"The free run is unstable: exponent {exponents[0]:+.3f} per step, errors grow"
+    if exponents[0] < -0.005:
+        return f"The free run dies down to rest: largest exponent {exponents[0]:+.3f} per step"
+    return (
+        f"The free run is a stable cycle: one exponent at 0 ({exponents[0]:+.4f}), "
+        f"all others at {np.max(exponents[1:], initial=-np.inf):+.3f} per step or below"
+    )
 
 
 def summary(workdir: Path, history: History, test: FreeRun) -> str:

@@ -18,8 +18,9 @@ class Network(NamedTuple):
     readout: torch.nn.Linear
 
 
-def network(hidden_size: int) -> Network:
+def network(hidden_size: int, seed: int) -> Network:
     """The tutorial's network; every weight of the cell starts at N(0, 0.001)."""
+    torch.manual_seed(seed)
     layer = torch.nn.RNN(1, hidden_size, batch_first=True)
     for weight in layer.parameters():
         torch.nn.init.normal_(weight, std=1e-3)
@@ -75,7 +76,7 @@ def gradients(params: rnn_jax.ModelParams, carry: Array, batch: Batch) -> rnn_ja
     PyTorch's cell has two biases of which only the sum counts: ours is given to the first.
     """
     cell, readout = params
-    net = network(cell.W.shape[0])
+    net = network(cell.W.shape[0], seed=0)
     inputs, recurrent, bias, second_bias = net.layer.parameters()
     copies = (
         (inputs, cell.U.T),

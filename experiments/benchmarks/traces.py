@@ -25,7 +25,7 @@ class Shape(NamedTuple):
     cost: int
 
 
-SHAPES = (Shape(16, 1, 49, cost=1), Shape(128, 64, 100, cost=50))
+SHAPES = (Shape(16, 1, 49, cost=1), Shape(128, 64, 100, cost=200))
 
 
 def trace_nothing(

@@ -104,15 +104,18 @@ def torch_side(torch: Any, threads: int, iterations: int) -> Side:
             net, iterations, CONFIG.log_every, CONFIG.learning_rate, threads, CONFIG.seed
         )
 
-    return Side(stopwatch(lambda: torch.network(CONFIG.hidden_size), work), iterations)
+    return Side(stopwatch(lambda: torch.network(CONFIG.hidden_size, CONFIG.seed), work), iterations)
 
 
-def iteration_findings(torch: Any, iterations: int, repeats: int) -> Findings:
+def iteration_findings(
+    torch: Any, iterations: int, torch_iterations: int, repeats: int
+) -> Findings:
     """Time per training iteration of every side, compilation apart.
 
     Args:
         torch: the module `experiments.benchmarks.pytorch`, or None for no such rows.
-        iterations: in each run.
+        iterations: in each run of ours and Flax's.
+        torch_iterations: in each run of PyTorch's.
         repeats: rounds.
     """
     threads = TORCH_THREADS if torch else {}
@@ -121,7 +124,7 @@ def iteration_findings(torch: Any, iterations: int, repeats: int) -> Findings:
             OURS: ours_in_chunks(iterations, Path(folder)),
             ONE_CHUNK: ours_in_one_chunk(iterations),
             FLAX: flax_side(iterations),
-            **{name: torch_side(torch, count, iterations) for name, count in threads.items()},
+            **{name: torch_side(torch, count, torch_iterations) for name, count in threads.items()},
         }
         times = interleaved(sides, repeats)
     wanted = {FLAX: FASTER_THAN_FLAX, **dict.fromkeys(threads, FASTER_THAN_TORCH)}
@@ -135,16 +138,16 @@ def iteration_findings(torch: Any, iterations: int, repeats: int) -> Findings:
     return Findings(rows, [])
 
 
-def end_to_end_findings(torch: Any, iterations: int, repeats: int) -> Findings:
+def end_to_end_findings(torch: Any, torch_iterations: int, repeats: int) -> Findings:
     """The tutorial's 6,000 iterations from fresh weights to metrics on the host, compiled anew.
 
     Args:
         torch: as in `iteration_findings`.
-        iterations: that PyTorch is run for; its time is scaled to the tutorial's number.
+        torch_iterations: that PyTorch is run for; its time is scaled to the tutorial's number.
         repeats: rounds.
     """
     total = CONFIG.num_steps
-    run = min(iterations, total)
+    run = min(torch_iterations, total)
     with tempfile.TemporaryDirectory() as folder:
         sides = {"ours, compiled anew": ours_from_nothing(Path(folder))}
         if torch:

@@ -72,7 +72,7 @@ class Diagnosis(NamedTuple):
         lines = [
             f"gradient: {self.verdict}{doubt}",
             f"  slope       {slope}",
-            f"  horizon     {reach} until it has fallen to 1/1000 (the sequence has {self.num_steps})",
+            f"  horizon     {reach} until it has fallen to 1/1000; T is {self.num_steps}",
         ]
         if math.isfinite(self.exponent):
             lines.append(

@@ -188,9 +188,23 @@ def truncation_curve(
     return figure
 
 
+def exponent_spectrum(exponents: np.ndarray, title: str) -> Figure:
+    """Lyapunov exponents `[N]`, largest first; at 0 a motion neither grows nor dies."""
+    figure = new_figure()
+    axes = dress(
+        figure.subplots(), title, "index i", r"Lyapunov exponent $\lambda_i$  (nats per step)"
+    )
+    index = 1 + np.arange(len(exponents))
+    axes.axhline(0, color=GREY, linewidth=1.2)
+    axes.vlines(index, 0, exponents, color=BLUE, linewidth=1.2)
+    axes.plot(index, exponents, "o", color=BLUE, markersize=7)
+    axes.set_xticks(index[:: max(1, len(index) // 16)])
+    return figure
+
+
 def eigenvalue_plane(eigenvalues: np.ndarray, title: str) -> Figure:
     """Eigenvalues in the complex plane beside the unit circle; outside it directions grow."""
-    figure = new_figure(5.6, 5.6)
+    figure = new_figure(7.0, 5.4)
     axes = dress(figure.subplots(), title, "real part", "imaginary part")
     angle = np.linspace(0, 2 * np.pi, 400)
     axes.plot(np.cos(angle), np.sin(angle), color=GREY, linewidth=1.5, label="unit circle")
@@ -203,5 +217,5 @@ def eigenvalue_plane(eigenvalues: np.ndarray, title: str) -> Figure:
             chosen = eigenvalues[inside]
             axes.plot(chosen.real, chosen.imag, "o", color=colour, markersize=5, label=label)
     axes.set_aspect("equal")
-    axes.legend(fontsize=11, frameon=False, loc="upper right")
+    axes.legend(fontsize=11, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

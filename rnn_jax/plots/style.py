@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 # Okabe & Ito's colours, told apart by the colour-blind too.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 CYCLE = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9")
-TITLE_WIDTH = 72
+TITLE_LETTERS_PER_INCH = 8.5
 ORDERED = "viridis"
 DIVERGING = "RdBu_r"
 
@@ -21,7 +21,10 @@ def new_figure(width: float = 8.0, height: float = 4.5) -> Figure:
 
 def dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
     """Title, labels, and no more lines than needed."""
-    axes.set_title(textwrap.fill(title, TITLE_WIDTH), loc="left", fontsize=13)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    width = int(TITLE_LETTERS_PER_INCH * figure.get_figwidth())
+    axes.set_title(textwrap.fill(title, width), loc="left", fontsize=13)
     axes.set_xlabel(xlabel, fontsize=12)
     axes.set_ylabel(ylabel, fontsize=12)
     axes.tick_params(labelsize=11)
