@@ -53,7 +53,7 @@ class BenchmarkConfig:
     )
     iterations: int = option(6000, "training iterations in each timed run", minimum=1)
     torch_iterations: int = option(
-        1000, "at most so many in each of PyTorch's runs, which take longest", minimum=1
+        500, "at most so many in each of PyTorch's runs, which take longest", minimum=1
     )
     repeats: int = option(7, "rounds; each runs every side once", minimum=1)
     limit_source: str = option(

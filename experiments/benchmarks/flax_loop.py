@@ -92,7 +92,7 @@ def gradients(params: rnn_jax.ModelParams, carry: Array, batch: Batch) -> rnn_ja
     }
     x, y = (jnp.swapaxes(a, 0, 1) for a in (batch.inputs, batch.targets))
     net = network(cell.W.shape[0])
-    result = jax.grad(lambda p: loss_fn(net, p, carry, x, y)[0])(copied)
+    result = jax.jit(jax.grad(lambda p: loss_fn(net, p, carry, x, y)[0]))(copied)
     inner, outer = result["layer"]["params"]["cell"], result["readout"]["params"]
     return rnn_jax.ModelParams(
         rnn_jax.ElmanParams(inner["i"]["kernel"], inner["h"]["kernel"], inner["i"]["bias"]),

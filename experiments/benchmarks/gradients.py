@@ -45,6 +45,7 @@ def example(hidden_size: int, seed: int = 0) -> Example:
 def ours(objective: train.Objective) -> Gradient:
     """The gradient as a training step of ours computes it."""
 
+    @jax.jit
     def gradients(params: Any, carry: Array, batch: Batch) -> Any:
         zeros = zero_perturbations(carry, objective.num_steps(batch))
         return jax.grad(lambda p: train.mean_loss(objective.run(p, carry, batch, zeros)))(params)

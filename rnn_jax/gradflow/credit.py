@@ -63,95 +63,100 @@ def credit_matrix(
     valid = trajectory.valid
     if valid is not None:
         immediate = adjoint.where_valid(valid, immediate, jax.tree.map(jnp.zeros_like, immediate))
-    # L_t cannot depend on a later state, so a block of rows ends at its own last step.
-    blocks = [
-        _block_rows(
-            linearization, immediate, valid, xs.ndim - 2, first, min(first + rows, num_steps)
-        )
-        for first in range(0, num_steps, rows)
-    ]
-    logs = jnp.concatenate(
-        [
-            jnp.pad(
-                block,
-                [(0, 0), (0, num_steps - block.shape[1])] + [(0, 0)] * (block.ndim - 2),
-                constant_values=-jnp.inf,
-            )
-            for block in blocks
-        ]
-    )
+    logs = _row_logs(linearization, immediate, valid, xs.ndim - 2, rows)
     return _log_root_mean_square(logs.reshape(num_steps, num_steps, -1))
 
 
-def _block_rows(
-    linearization: Linearization,
-    immediate: State,
-    valid: Array | None,
-    batch_ndim: int,
-    first: int,
-    stop: int,
+def _row_logs(
+    linearization: Linearization, immediate: State, valid: Array | None, batch_ndim: int, rows: int
 ) -> Array:
-    """ln|dL_t/ds_k| `[stop - first, stop, *batch]` for first <= t < stop and k < stop.
+    """ln|dL_t/ds_k| `[T, T, *batch]`, `rows` of them at a time.
 
     Norms are taken in one pass, squares summed as they are. Only where one left the range (a step
-    that changes a vector by a factor of 1e15 at once) is everything done again with care.
+    that changes a vector by a factor of 1e9 at once) is everything done again with care.
     """
-    own = jax.tree.map(lambda e: e[first:stop], immediate)
-    run = functools.partial(_run_back, linearization, own, valid, batch_ndim, first, stop)
-    norm, exponent = run(_plain_norm)
-    limits = jnp.finfo(norm.dtype)
-    low, high = 2.0 ** (limits.minexp // 4), 2.0 ** (limits.maxexp // 4)
-    safe = ((norm > low) & (norm < high)) | (exponent == NO_EXPONENT)
-    logs = lax.cond(
-        jnp.all(safe),
-        lambda: scaled_log(norm, exponent),
-        lambda: scaled_log(*run(state_norm)),
-    )
-    if valid is not None:
-        logs = jnp.where(jnp.broadcast_to(valid[:stop, None], logs.shape), logs, -jnp.inf)
-    return jnp.swapaxes(logs, 0, 1)
+    num_steps = jax.tree.leaves(immediate)[0].shape[0]
+    run = functools.partial(_rows_back, linearization, valid, batch_ndim)
+
+    def padded(block: Array) -> Array:
+        """Columns up to T for rows that ended before."""
+        width = [(0, 0), (0, num_steps - block.shape[1])] + [(0, 0)] * batch_ndim
+        return jnp.pad(block, width, constant_values=-jnp.inf)
+
+    blocks, safe = [], []
+    for first in range(0, num_steps, rows):
+        # L_t cannot depend on a later state, so a block of rows ends at its own last step.
+        stop = min(first + rows, num_steps)
+        own = jax.tree.map(lambda e, f=first, s=stop: e[f:s], immediate)
+        logs, in_range = run(own, first, stop, _plain_norm)
+        blocks.append(padded(logs))
+        safe.append(in_range)
+
+    def carefully() -> Array:
+        count = len(blocks)
+
+        def split(e: Array) -> Array:
+            missing = [(0, count * rows - num_steps)] + [(0, 0)] * (e.ndim - 1)
+            return jnp.pad(e, missing).reshape(count, rows, *e.shape[1:])
+
+        logs = lax.map(
+            lambda block: run(block[0], block[1], num_steps, state_norm)[0],
+            (jax.tree.map(split, immediate), rows * jnp.arange(count)),
+        )
+        return logs.reshape(-1, *logs.shape[2:])[:num_steps]
+
+    return lax.cond(jnp.all(jnp.stack(safe)), lambda: jnp.concatenate(blocks), carefully)
 
 
-def _run_back(
+def _rows_back(
     linearization: Linearization,
-    own: State,
     valid: Array | None,
     batch_ndim: int,
-    first: int,
+    own: State,
+    first: int | Array,
     stop: int,
     norm_of: Callable[[State, int], Array],
 ) -> tuple[Array, Array]:
-    """Norm and exponent, `[stop, stop - first, *batch]`, of every row at every step k < stop."""
+    """ln|dL_t/ds_k| `[R, stop, *batch]` of the rows t = first + 0..R-1, and whether all norms held.
+
+    `own` is e_t of those rows, leaves `[R, *batch, ...]`.
+    """
     pull = jax.vmap(linearization.pull, in_axes=(0, None))
+    leading = jax.tree.leaves(own)[0].shape[: 1 + batch_ndim]
 
     def back(rows: Scaled, inputs: Any) -> tuple[Scaled, tuple[Array, Array]]:
-        local, valid_k = inputs
-        norm = norm_of(rows.value, batch_ndim + 1)
-        usable = (norm > 0) & jnp.isfinite(norm)
-        scale = lax.stop_gradient(jnp.where(usable, exponent_of(norm), 0))
-        exponent = jnp.where(norm == 0, NO_EXPONENT, rows.exponent)
-        past = Scaled(pull(times_power(rows.value, -scale), local), exponent + scale)
-        if valid_k is not None:
-            past = adjoint.where_valid(jnp.broadcast_to(valid_k[None], norm.shape), past, rows)
-        return past, (norm, exponent)
-
-    def start_row(rows: Scaled, inputs: Any) -> tuple[Scaled, tuple[Array, Array]]:
-        row, *inputs = inputs
+        k, local, valid_k = inputs
+        starts = (k >= first) & (k < first + leading[0])
+        row = jnp.clip(k - first, 0, leading[0] - 1)
 
         def put(into: Array, new: Array) -> Array:
-            return lax.dynamic_update_index_in_dim(into, new[row], row, 0)
+            kept = lax.dynamic_index_in_dim(into, row, 0, keepdims=False)
+            mine = lax.dynamic_index_in_dim(new, row, 0, keepdims=False)
+            return lax.dynamic_update_index_in_dim(into, jnp.where(starts, mine, kept), row, 0)
 
         value = jax.tree.map(put, rows.value, own)
-        return back(Scaled(value, put(rows.exponent, jnp.zeros_like(rows.exponent))), inputs)
+        exponent = put(rows.exponent, jnp.zeros(leading, jnp.int32))
+        norm = norm_of(value, batch_ndim + 1)
+        usable = (norm > 0) & jnp.isfinite(norm)
+        scale = lax.stop_gradient(jnp.where(usable, exponent_of(norm), 0))
+        known = jnp.where(norm == 0, NO_EXPONENT, exponent)
+        past = Scaled(pull(times_power(value, -scale), local), known + scale)
+        if valid_k is not None:
+            running = jnp.broadcast_to(valid_k[None], norm.shape)
+            past = adjoint.where_valid(running, past, Scaled(value, exponent))
+        return past, (norm, exponent)
 
-    leading = jax.tree.leaves(own)[0].shape[: 1 + batch_ndim]
-    rows = Scaled(jax.tree.map(jnp.zeros_like, own), jnp.full(leading, NO_EXPONENT, jnp.int32))
-    steps = linearization.locals, valid
-    inside = jax.tree.map(lambda a: a[first:stop], steps)
-    before = jax.tree.map(lambda a: a[:first], steps)
-    rows, late = lax.scan(start_row, rows, (jnp.arange(stop - first), *inside), reverse=True)
-    _, early = lax.scan(back, rows, before, reverse=True)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
+    idle = Scaled(jax.tree.map(jnp.zeros_like, own), jnp.full(leading, NO_EXPONENT, jnp.int32))
+    steps = jax.tree.map(lambda a: a[:stop], (linearization.locals, valid))
+    _, (norm, exponent) = lax.scan(back, idle, (jnp.arange(stop), *steps), reverse=True)
+    limits = jnp.finfo(norm.dtype)
+    low, high = 2.0 ** (limits.minexp // 4), 2.0 ** (limits.maxexp // 4)
+    # Rows that have not started, or have died, are known to be exact zeros.
+    in_range = jnp.all(((norm > low) & (norm < high)) | (exponent == NO_EXPONENT))
+    logs = scaled_log(norm, exponent)
+    if valid is not None:
+        logs = jnp.where(jnp.broadcast_to(valid[:stop, None], logs.shape), logs, -jnp.inf)
+    return jnp.swapaxes(logs, 0, 1), in_range
 
 
 def _plain_norm(value: State, batch_axes: int) -> Array:

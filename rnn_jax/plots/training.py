@@ -118,7 +118,7 @@ def gradient_profiles(
         for offset, word, side in ((-4, "true inputs", "right"), (4, "free run", "left")):
             axes.annotate(
                 word,
-                (boundary + 0.5, 0.02),
+                (boundary + 0.5, 0.97),
                 xycoords=("data", "axes fraction"),
                 xytext=(offset, 0),
                 textcoords="offset points",

@@ -1,0 +1,159 @@
+"""The experiments, run as a user runs them but smaller."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments import diagnose, gradient_flow, sine, sine_figures
+from experiments.runner import first_nonfinite
+from rnn_jax import records, train
+
+TINY = sine.SineConfig(num_steps=30, log_every=10, hidden_size=4, trace_parameters=True)
+
+
+@pytest.fixture(scope="module")
+def tutorial_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tutorial"
+    return sine.run(dataclasses.replace(TINY, workdir=str(folder)))
+
+
+def test_the_folder_holds_what_the_help_promises(tutorial_run):
+    folder = tutorial_run.workdir
+    config = json.loads((folder / "config.json").read_text())
+    assert config["experiment"] == "sine"
+    assert config["hidden_size"] == 4
+    rows = records.load_metrics(folder)
+    assert [row["step"] for row in rows] == [10, 20, 30]
+    loss = records.load_array(folder, "loss")
+    assert [row["loss"] for row in rows] == pytest.approx([loss[9], loss[19], loss[29]])
+    trace = records.load_array(folder, "trace")
+    assert trace.shape == (30, 49)
+    assert np.isfinite(trace).all()
+    assert (trace > 0).all()
+    for name in ("free_run", "loss", "gradient_heatmap", "gradient_profile", "closed_loop"):
+        assert (folder / f"{name}.png").stat().st_size > 5000
+    assert (folder / "parameter_heatmap.png").exists()
+    with np.load(folder / "arrays" / "trace_parameters.npz") as summands:
+        assert sorted(summands) == ["U", "W", "b"]
+        assert summands["W"].shape == (30, 49)
+
+
+def test_a_run_says_in_three_lines_where_the_figures_are(tutorial_run):
+    text = sine_figures.summary(tutorial_run.workdir, tutorial_run.history, tutorial_run.carried)
+    lines = text.splitlines()
+    assert len(lines) == 3
+    assert all(str(tutorial_run.workdir) in line for line in lines)
+
+
+def test_a_run_is_the_same_run_whenever_it_is_run(tutorial_run):
+    again = sine.run(TINY, write=False)
+    np.testing.assert_array_equal(again.history.loss, tutorial_run.history.loss)
+    other = sine.run(dataclasses.replace(TINY, seed=1), write=False)
+    assert not np.array_equal(other.history.loss, tutorial_run.history.loss)
+
+
+def test_training_through_the_free_run(tmp_path):
+    config = dataclasses.replace(
+        TINY,
+        batch_size=3,
+        phases="real",
+        free_run_steps=11,
+        init="orthogonal",
+        schedule="cosine",
+        clip_norm=1.0,
+        workdir=str(tmp_path / "run"),
+    )
+    result = sine.run(config)
+    assert result.history.trace.states.shape == (30, 49 + 11)
+    assert result.history.loss[-5:].mean() < result.history.loss[:5].mean()
+
+
+def test_seeds_make_a_table(tmp_path, capsys):
+    config = dataclasses.replace(TINY, num_seeds=2, workdir=str(tmp_path / "run"))
+    rows = sine.run_seeds(config)
+    assert json.loads((tmp_path / "run" / "seeds.json").read_text()) == rows
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert "| median |" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_recorded(tmp_path):
+    config = dataclasses.replace(TINY, learning_rate=1e38, workdir=str(tmp_path / "run"))
+    with pytest.raises(
+        FloatingPointError, match=r"iteration \d+: .*time step \d+.*Try: .*clip_norm"
+    ):
+        sine.run(config)
+    rows = records.load_metrics(tmp_path / "run")
+    assert rows
+    assert len(records.load_array(tmp_path / "run", "trace")) == rows[-1]["step"]
+
+
+def _metrics(loss, trace):
+    loss, trace = np.asarray(loss, float), np.asarray(trace, float)
+    return train.Metrics(loss.mean(axis=1), loss, np.linalg.norm(trace, axis=1), trace)
+
+
+def test_where_the_numbers_stopped_being_finite_is_said():
+    good = np.ones((3, 4))
+    assert first_nonfinite(_metrics(good, good), 1, 0.0) is None
+    bad = good.copy()
+    bad[1, 2:] = np.nan
+    said = first_nonfinite(_metrics(bad, good), 11, 0.0)
+    assert "iteration 12" in said
+    assert "time step 3" in said
+    backward = good.copy()
+    backward[2, :2] = np.inf
+    said = first_nonfinite(_metrics(good, backward), 11, 1.0)
+    assert "iteration 13" in said
+    assert "time step 2, going back" in said
+    assert "lower --clip_norm" in said
+
+
+SMALL = gradient_flow.FlowConfig(hidden_size=8, length=20, batch_size=2)
+
+
+@pytest.mark.parametrize("cell", ["elman", "lstm"])
+def test_gradient_flow_draws_one_network_and_several_beside_it(cell, tmp_path):
+    config = dataclasses.replace(
+        SMALL, cell=cell, compare_gains="0.5,2", workdir=str(tmp_path / "flow")
+    )
+    result = gradient_flow.run(config)
+    for name in ("profile", "credit", "summands", "singular_values", "eigenvalues", "truncation"):
+        assert (result.workdir / f"{name}.png").stat().st_size > 5000
+    assert (result.workdir / "comparison.png").exists()
+    assert [flow.name for flow in result.compared] == ["gain 0.5", "gain 2"]
+    measured = result.measured
+    assert measured.log_norms.shape == (20, 2)
+    assert np.isneginf(measured.credit[np.triu_indices(20, 1)]).all()
+    # The last lag is the whole product, the first a single Jacobian.
+    assert measured.lags[0] == 1
+    assert measured.lags[-1] == 20
+
+
+def test_the_three_textbook_cases_get_their_verdicts():
+    for gain, verdict in ((0.7, "vanishing"), (1.0, "healthy"), (3.0, "exploding")):
+        config = dataclasses.replace(
+            SMALL, hidden_size=32, length=60, gain=gain, recurrent_init="orthogonal", input_std=0.01
+        )
+        network = gradient_flow.network_of(config)
+        found = gradient_flow.gradflow.diagnose(*network)
+        assert found.verdict == verdict
+
+
+def test_a_run_is_diagnosed_at_its_start_and_its_end(tutorial_run, capsys):
+    diagnose.main(diagnose.DiagnoseConfig(run=str(tutorial_run.workdir)))
+    said = capsys.readouterr().out
+    assert "start of training" in said
+    assert "end of training" in said
+    assert "from start to end: " in said
+    assert "gradient norm by quantile" in said
+
+
+def test_gradient_flow_looks_at_a_run(tutorial_run, tmp_path):
+    config = dataclasses.replace(
+        SMALL, run=str(tutorial_run.workdir), workdir=str(tmp_path / "flow")
+    )
+    assert gradient_flow.run(config).measured.log_norms.shape == (49, 1)
+    with pytest.raises(ValueError, match="not the config of a run"):
+        gradient_flow.run(dataclasses.replace(config, run=str(tmp_path / "nothing")))

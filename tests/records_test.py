@@ -1,0 +1,77 @@
+"""A run's folder: whole files, equal after a round trip, and no run replaced by another."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from rnn_jax import records
+
+
+class Pair(NamedTuple):
+    left: np.ndarray
+    right: np.ndarray
+
+
+def test_a_folder_of_other_settings_is_refused_and_the_settings_named(tmp_path):
+    records.open_run(tmp_path, {"seed": 1, "rate": 0.1})
+    with pytest.raises(ValueError, match=r"rate was 0\.1, now 0\.2"):
+        records.open_run(tmp_path, {"seed": 1, "rate": 0.2})
+    assert records.load_config(tmp_path) == {"seed": 1, "rate": 0.1}
+    records.open_run(tmp_path, {"seed": 1, "rate": 0.2}, overwrite=True)
+    assert records.load_config(tmp_path) == {"seed": 1, "rate": 0.2}
+
+
+def test_a_folder_of_the_same_settings_is_taken_again(tmp_path):
+    path = records.open_run(tmp_path, {"seed": 1})
+    records.append_metrics(path, [{"step": 1}])
+    records.open_run(tmp_path, {"seed": 1})
+    assert records.load_metrics(tmp_path) == []
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ValueError, match="cannot be written"):
+        records.open_run(tmp_path / "run", {})
+
+
+def test_metrics_come_back_in_order_and_are_json_whatever_the_numbers(tmp_path):
+    path = records.open_run(tmp_path, {})
+    rows = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": float("nan")}]
+    for row in rows:
+        records.append_metrics(path, [row])
+    lines = (path / records.METRICS).read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": None},
+    ]
+
+
+def test_arrays_and_trees_come_back_equal(tmp_path):
+    path = records.open_run(tmp_path, {})
+    rng = np.random.default_rng(0)
+    array = rng.normal(size=(3, 4)).astype(np.float32)
+    tree = {"a": Pair(rng.normal(size=2), rng.normal(size=(1, 2))), "b": array}
+    records.save_array(path, "trace", array)
+    records.save_tree(path, "params", tree)
+    np.testing.assert_array_equal(records.load_array(path, "trace"), array)
+    loaded = records.load_tree(path, "params", tree)
+    np.testing.assert_array_equal(loaded["a"].right, tree["a"].right)
+    np.testing.assert_array_equal(loaded["b"], array)
+
+
+def test_a_tree_of_another_shape_names_the_leaf_and_both_shapes(tmp_path):
+    path = records.open_run(tmp_path, {})
+    records.save_tree(path, "params", Pair(np.zeros(2), np.zeros(3)))
+    with pytest.raises(ValueError, match=r"right is \(3,\), but \(4,\)"):
+        records.load_tree(path, "params", Pair(np.zeros(2), np.zeros(4)))
+
+
+def test_a_config_that_is_no_object(tmp_path):
+    (tmp_path / records.CONFIG).write_text("[1, 2]")
+    with pytest.raises(ValueError, match="list"):
+        records.load_config(tmp_path)
+    (tmp_path / records.CONFIG).write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="not the config of a run"):
+        records.load_config(tmp_path)

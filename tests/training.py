@@ -1,0 +1,56 @@
+"""Objectives, states and batches that the tests of training share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import reference
+
+import rnn_jax
+from rnn_jax import losses, optim, train
+from rnn_jax.types import Batch
+
+TANH = reference.PHI["tanh"]
+T, D, H = 5, 2, 4
+
+step = jax.jit(train.train_step, static_argnums=(0, 1, 4))
+
+
+def library_params(weights):
+    """The reference's weights as `ModelParams` of an Elman cell."""
+    weights = jax.tree.map(jnp.asarray, weights)
+    return rnn_jax.ModelParams(
+        rnn_jax.ElmanParams(weights.U, weights.W, weights.b),
+        rnn_jax.ReadoutParams(weights.V, weights.c),
+    )
+
+
+def reference_weights(params):
+    return reference.Weights(*(np.asarray(leaf) for leaf in jax.tree.leaves(params)))
+
+
+def train_state(params, optimizer, carry):
+    """A state of float64 numbers; that of `init_state` is float32."""
+    opt_state = jax.jit(optimizer.init)(params)
+    return jax.tree.map(jnp.asarray, train.TrainState(np.int32(0), params, opt_state, carry))
+
+
+def elman_objective(hidden_size=H, outputs=D):
+    model = rnn_jax.sequence_model(rnn_jax.elman(hidden_size), outputs)
+    return train.next_step_objective(model, losses.squared_error)
+
+
+def random_batch(rng, batch_size):
+    x, y = rng.normal(size=(2, T, batch_size, D))
+    return Batch(jnp.asarray(x), jnp.asarray(y))
+
+
+def trace_a_step(objective, batch):
+    """A training step as JAX sees it, without running it."""
+    optimizer = optim.recorded(optax.sgd(1.0))
+
+    def one_step(key):
+        state = train.init_state(objective.model, optimizer, key, D, 3)
+        return train.train_step(objective, optimizer, state, batch)
+
+    return jax.eval_shape(one_step, jax.random.key(0))
