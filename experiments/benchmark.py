@@ -97,13 +97,13 @@ class Result(NamedTuple):
 
     Attributes:
         rows: of the table.
-        skipped: a line for each thing left out.
+        notes: lines to be read with them, such as what was left out.
         differences: relative differences of the gradients, side -> parameter -> value.
         workdir: the run's folder.
     """
 
     rows: list[Row]
-    skipped: list[str]
+    notes: list[str]
     differences: dict[str, dict[str, float]]
     workdir: Path
 
@@ -143,15 +143,15 @@ def run(config: BenchmarkConfig) -> Result:
     if config.limit_source and not Path(config.limit_source).is_file():
         raise UsageError(f"--limit_source={config.limit_source}: give a C file that exists")
     workdir = open_workdir("benchmark", config)
-    torch, skipped = load_pytorch()
-    _say(*skipped)
-    result = Result([], skipped, check_gradients(torch), workdir)
+    torch, notes = load_pytorch()
+    _say(*notes)
+    result = Result([], notes, check_gradients(torch), workdir)
     for name in names:
         _say(f"measuring: {name}")
         found = SECTIONS[name](config, torch)
-        _say(*found.skipped)
+        _say(*found.notes)
         result = result._replace(
-            rows=[*result.rows, *found.rows], skipped=[*result.skipped, *found.skipped]
+            rows=[*result.rows, *found.rows], notes=[*result.notes, *found.notes]
         )
         save(result)
     return result
@@ -168,7 +168,7 @@ def save(result: Result) -> None:
     found = {
         "machine": machine(),
         "gradient_differences": result.differences,
-        "skipped": result.skipped,
+        "notes": result.notes,
         "rows": [report.as_json(row) for row in result.rows],
     }
     records.write_atomically(
@@ -177,17 +177,15 @@ def save(result: Result) -> None:
     records.write_atomically(result.workdir / "table.md", text(result))
     bars = report.bars(result.rows)
     if bars.labels:
-        title = (
-            f"Between {min(bars.medians):.2g} and {max(bars.medians):.2g} times faster than the "
-            "usual loops, with the gradient of every time step recorded"
-        )
+        low, high = (report.three_digits(pick(bars.medians)) for pick in (min, max))
+        title = f"{low} to {high} times faster than the usual loops"
         plots.speed_ratios(*bars, title).savefig(result.workdir / "ratios.png")
 
 
 def text(result: Result) -> str:
     """The table, and below it what was compiled apart and what was left out."""
     return "\n".join(
-        [report.table(result.rows), *report.compilation_lines(result.rows), *result.skipped]
+        [report.table(result.rows), *report.compilation_lines(result.rows), *result.notes]
     )
 
 

@@ -25,7 +25,10 @@ def state_norm(states: State, batch_axes: int) -> Array:
     largest = jnp.max(jnp.abs(units), axis=-1, keepdims=True)
     # A non-finite or zero entry must come out as it is, not as 0/0.
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return jnp.linalg.norm(units / scale, axis=-1) * scale[..., 0]
+    squared = jnp.sum(jnp.square(units / scale), axis=-1)
+    # The root's slope at 0 is infinite; of an exact zero the gradient is 0 and not NaN.
+    root = jnp.where(squared == 0, 0, jnp.sqrt(jnp.where(squared == 0, 1, squared)))
+    return root * scale[..., 0]
 
 
 def adjoint_norms(adjoints: State) -> Array:

@@ -12,7 +12,8 @@ from jax import lax
 
 from rnn_jax import optim
 from rnn_jax.adjoint import Trajectory
-from rnn_jax.gradflow.params import summand_norms
+from rnn_jax.gradflow.params import summand_logs
+from rnn_jax.gradflow.scaled import rescale
 from rnn_jax.losses import masked_mean
 from rnn_jax.model import Model, ModelParams, apply, free_run
 from rnn_jax.norms import adjoint_norms
@@ -109,9 +110,12 @@ def trace_parameters(
 ) -> ParameterTrace:
     """Norms of dL/ds_t, and of each step's summand of the gradient of the cell's parameters."""
     trajectory = retrace(objective, params, carry, run)
+    batch_shape = run.inputs.shape[:-1]
+    scaled = rescale(adjoints, jnp.zeros(batch_shape, jnp.int32))
+    logs = summand_logs(objective.model.cell, params.cell, trajectory, scaled)
     return ParameterTrace(
         states=adjoint_norms(adjoints),
-        parameters=summand_norms(objective.model.cell, params.cell, trajectory, adjoints),
+        parameters=jax.tree.map(jnp.exp, logs),
     )
 
 
@@ -279,7 +283,18 @@ def scan_steps(
     def body(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return train_step(objective, optimizer, state, batch, trace)
 
-    return lax.scan(body, state, batches)
+    if num_steps > 1:
+        return lax.scan(body, state, batches)
+
+    # XLA takes a loop of one pass apart, and then rounds differently than in a longer loop. Where
+    # it cannot see the number of passes, a chunk of one has the bits of any other.
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    empty = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(body, state, first)[1]
+    )
+    passes = lax.optimization_barrier(jnp.ones((), jnp.int32))
+    state, metrics = lax.fori_loop(0, passes, lambda _, now: body(now[0], first), (state, empty))
+    return state, jax.tree.map(lambda leaf: leaf[None], metrics)
 
 
 @functools.partial(

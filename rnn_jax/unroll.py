@@ -113,18 +113,19 @@ def check_fit(
     if xs.shape[0] < 1:
         raise ValueError(f"xs has shape {xs.shape}: no time step; give at least one")
     wanted = jax.eval_shape(lambda p: cell.initial_state(p, xs.shape[1:-1]), params)
-    _check_tree("state", state, wanted, f"cell and xs {xs.shape}")
+    maker = "cell.initial_state(params, batch_shape)"
+    _check_tree("state", state, wanted, f"cell and xs {xs.shape}", maker)
     if perturbations is not None:
         wanted = jax.eval_shape(lambda s: zero_perturbations(s, xs.shape[0]), wanted)
-        _check_tree("perturbations", perturbations, wanted, "the states")
+        maker = "zero_perturbations(state, num_steps)"
+        _check_tree("perturbations", perturbations, wanted, "the states", maker)
 
 
-def _check_tree(name: str, given: State, wanted: State, by: str) -> None:
+def _check_tree(name: str, given: State, wanted: State, by: str, maker: str) -> None:
     shapes, wanted_shapes = (jax.tree.map(jnp.shape, tree) for tree in (given, wanted))
     if shapes != wanted_shapes:
         raise ValueError(
-            f"{name} has shape {shapes}, but {by} want {wanted_shapes}; "
-            "cell.initial_state(params, batch_shape) makes a state that fits"
+            f"{name} has shape {shapes}, but {by} want {wanted_shapes}; {maker} makes one that fits"
         )
 
 

@@ -167,7 +167,7 @@ def test_zero_exactly_where_the_product_is():
     """Every unit of a ReLU network dead at one step: nothing passes."""
     cell = CELLS["relu"]
     params, state, xs = problem(cell, ())
-    params = params._replace(U=jnp.full_like(params.U, 5.0))
+    params = params._replace(U=jnp.full_like(params.U, 5.0), W=0.1 * params.W)
     xs = jnp.asarray(np.where(np.arange(T)[:, None] == 2, -1e3, np.full((T, D), 10.0)))
     for num_steps, alive in ((2, True), (3, False), (T, False)):
         logs = jacobian_product(cell, params, jnp.abs(state), xs[:num_steps])

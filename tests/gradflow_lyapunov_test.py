@@ -217,31 +217,25 @@ def test_batch_is_averaged(batch_shape):
 # Derivatives
 
 
-@pytest.mark.parametrize("name", ["elman", "lstm", "gru", "user"])
+@pytest.mark.parametrize("name", ["elman", "lstm", "user"])
 def test_derivatives_equal_central_differences(name):
     """By every parameter, s_0 and xs, of a sum in which no two exponents count alike."""
     cell = CELLS[name]
     given = problem(cell, (), num_steps=5)
     flat, unravel = ravel_pytree(given)
-    count = 3
 
     def value(flat):
         exponents = gradflow.lyapunov_spectrum(
-            cell, *unravel(flat), num_exponents=count, burn_in=1, qr_every=2
+            cell, *unravel(flat), num_exponents=3, burn_in=1, qr_every=2
         )
         return jnp.dot(exponents, jnp.array([1.0, -0.7, 0.4]))
 
-    @jax.jit
-    def both(flat):
-        def difference(direction):
-            step = 1e-5
-            return (value(flat + step * direction) - value(flat - step * direction)) / (2 * step)
-
-        return jax.grad(value)(flat), jax.lax.map(difference, jnp.eye(flat.size))
-
-    gradient, differences = both(flat)
-    assert np.all(np.isfinite(gradient))
-    np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-7)
+    gradient = jax.jit(jax.grad(value))(flat)
+    step, run = 1e-5, jax.jit(value)
+    differences = [
+        (run(flat + row) - run(flat - row)) / (2 * step) for row in step * np.eye(flat.size)
+    ]
+    np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-8)
 
 
 def test_exponents_of_a_free_run():

@@ -87,7 +87,7 @@ def limit_findings(source: str, iterations: int, repeats: int) -> Findings:
             "C": Side(lambda: reading(program)),
         }
         times = interleaved(sides, repeats)
-    return Findings([Row("tutorial iteration: ours / C", times["ours"], times["C"], COST)], [])
+    return Findings([Row("iteration: ours, chunks / C", times["ours"], times["C"], COST)], [])
 
 
 def build(source: Path, folder: Path) -> Path:

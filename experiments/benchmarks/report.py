@@ -1,5 +1,6 @@
 """What a benchmark found, as a table, as JSON and as the numbers of a figure."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,10 +43,10 @@ class Row(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What a section found: rows, and a line for each thing that was left out."""
+    """What a section found: rows, and lines to be read with them, such as what was left out."""
 
     rows: list[Row]
-    skipped: list[str]
+    notes: list[str]
 
 
 def ratios(row: Row) -> np.ndarray | None:
@@ -70,11 +71,11 @@ def duration(seconds: float) -> str:
     """Three digits and a unit, from microseconds to seconds."""
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
         if seconds * factor >= 0.9995:
-            return f"{_three_digits(seconds * factor)} {unit}"
-    return f"{_three_digits(seconds * 1e6)} us"
+            return f"{three_digits(seconds * factor)} {unit}"
+    return f"{three_digits(seconds * 1e6)} us"
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
     """1234, 123, 12.3, 1.23, 0.123."""
     magnitude = int(np.floor(np.log10(value))) if value > 0 else 0
     # 99.96 has two digits before the point but is written with three.
@@ -93,7 +94,7 @@ def _ratio(row: Row) -> str:
     values = ratios(row)
     if values is None:
         return "-"
-    text = "{} ({}..{})".format(*map(_three_digits, spread(values)))
+    text = "{} ({}..{})".format(*map(three_digits, spread(values)))
     return text if row.ratio == FASTER else f"{text} {COST}"
 
 
@@ -116,13 +117,17 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([HEADER, *lines]) + "\n"
 
 
+NOTICEABLE = 0.01
+"""Seconds: a first run that was slower by less compiled nothing."""
+
+
 def compilation_lines(rows: Sequence[Row]) -> list[str]:
     """One line: how much longer each side's first run took, where it did; empty where none did."""
     sides = [side for row in rows for side in (row.ours, row.other) if side is not None]
-    apart = {side.name: duration(side.compilation) for side in sides if side.compilation > 0}
-    if not apart:
+    slower = {side.name: side.compilation for side in sides if side.compilation >= NOTICEABLE}
+    if not slower:
         return []
-    listed = "; ".join(f"{name} {seconds}" for name, seconds in apart.items())
+    listed = "; ".join(f"{name} {duration(seconds)}" for name, seconds in slower.items())
     return [f"First runs took longer by, compilation included: {listed}."]
 
 
@@ -149,6 +154,10 @@ def _times_as_json(times: Times) -> dict[str, Any]:
     }
 
 
+LABEL_WIDTH = 32
+"""Letters in a line of a bar's label: two lines hold what a row compares."""
+
+
 class Bars(NamedTuple):
     """Arguments of `rnn_jax.plots.speed_ratios`, one entry a comparison; NaN: nothing wanted."""
 
@@ -167,7 +176,7 @@ def bars(rows: Sequence[Row]) -> Bars:
         if values is not None and row.ratio == FASTER:
             chosen.append((row, spread(values)))
     return Bars(
-        [row.what for row, _ in chosen],
+        [textwrap.fill(row.what, LABEL_WIDTH) for row, _ in chosen],
         [found.median for _, found in chosen],
         [found.low for _, found in chosen],
         [found.high for _, found in chosen],

@@ -129,9 +129,7 @@ def iteration_findings(
         times = interleaved(sides, repeats)
     wanted = {FLAX: FASTER_THAN_FLAX, **dict.fromkeys(threads, FASTER_THAN_TORCH)}
     rows = [
-        Row(
-            f"tutorial iteration: {ours} / {other}", times[ours], times[other], wanted=wanted[other]
-        )
+        Row(f"iteration: {ours} / {other}", times[ours], times[other], wanted=wanted[other])
         for ours in (OURS, ONE_CHUNK)
         for other in wanted
     ]
@@ -154,12 +152,13 @@ def end_to_end_findings(torch: Any, torch_iterations: int, repeats: int) -> Find
             name, threads = next(iter(TORCH_THREADS.items()))
             sides[name] = scaled(torch_side(torch, threads, run), total)
         ours, *others = interleaved(sides, repeats, warm_up=False).values()
-    what = f"{total:,} iterations with compilation"
+    what = f"{total:,} iterations, compiled anew"
     if not others:
         return Findings([Row(what, ours)], [])
     (other,) = others
-    what += f": ours / {other.name}" + (f" (scaled from {run:,})" if run < total else "")
-    return Findings([Row(what, ours, other, wanted=FASTER_END_TO_END)], [])
+    row = Row(f"{what}: ours / {other.name}", ours, other, wanted=FASTER_END_TO_END)
+    note = f"PyTorch's {total:,} iterations are scaled from {run:,}."
+    return Findings([row], [note] if run < total else [])
 
 
 def ours_from_nothing(folder: Path) -> Side:

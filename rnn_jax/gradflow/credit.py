@@ -36,7 +36,7 @@ def credit_matrix(
         state: s_0, leaves `[B, H]`.
         xs: `[T, B, D]`.
         step_losses: `states -> [T, B]`; L_t must depend on s_t alone.
-        lengths: `[B]`; what lies on padding counts as zero.
+        lengths: `[B]`; losses on padding do not count.
         max_rows: how many rows are carried at once; memory is about 4 * max_rows states of the
             batch. A quarter of T unless given, which is near the fastest.
 
@@ -61,8 +61,6 @@ def credit_matrix(
     trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
     linearization = adjoint.linearize(cell, params, trajectory)
     valid = trajectory.valid
-    if valid is not None:
-        immediate = adjoint.where_valid(valid, immediate, jax.tree.map(jnp.zeros_like, immediate))
     logs = _row_logs(linearization, immediate, valid, xs.ndim - 2, rows)
     return _log_root_mean_square(logs.reshape(num_steps, num_steps, -1))
 

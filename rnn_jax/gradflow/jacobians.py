@@ -16,6 +16,14 @@ from jax.flatten_util import ravel_pytree
 from rnn_jax import adjoint
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import finite
+from rnn_jax.gradflow.scaled import (
+    NO_EXPONENT,
+    Scaled,
+    exponent_of,
+    power_of_two,
+    rescale,
+    scaled_log,
+)
 from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import check_fit
 
@@ -229,28 +237,30 @@ def _log_singular_values(cell: Cell, params: Params, previous: State, xs: Array)
     frame, _ = lax.scan(forward, frame, (previous, xs))
     frame, _ = lax.scan(backward, frame, (previous, xs), reverse=True)
     _, triangles = lax.scan(forward, frame, (previous, xs))
-    start = (jnp.eye(size, dtype=frame.dtype), jnp.zeros(size, frame.dtype))
-    (rows, logs), _ = lax.scan(
-        lambda carry, triangle: (_multiply_triangles(triangle, *carry), None), start, triangles
+    start = rescale(jnp.eye(size, dtype=frame.dtype), jnp.zeros(size, jnp.int32))
+    rows, _ = lax.scan(
+        lambda rows, triangle: (_multiply_triangles(triangle, rows), None), start, triangles
     )
-    return _diagonalize(rows, logs)
-
-
-def _multiply_triangles(triangle: Array, rows: Array, logs: Array) -> tuple[Array, Array]:
-    """`triangle @ diag(exp(logs)) @ rows` as `diag(exp(new logs)) @ new rows`, rows of norm 1.
-
-    Row i of the product is the sum over j of triangle_ij exp(logs_j) rows_j.
-    """
-    entries = jnp.log(jnp.abs(triangle)) + jnp.broadcast_to(logs[None], triangle.shape)
-    largest = jnp.max(entries, axis=1)
-    usable = jnp.where(jnp.isfinite(largest), largest, 0)
-    weights = jnp.sign(triangle) * jnp.exp(
-        entries - jnp.broadcast_to(usable[:, None], entries.shape)
-    )
-    product = weights @ rows
-    norms = jnp.linalg.norm(product, axis=1)
+    norms = jnp.linalg.norm(rows.value, axis=1)
     safe = jnp.where(norms > 0, norms, 1)
-    return product / jnp.broadcast_to(safe[:, None], product.shape), usable + jnp.log(norms)
+    units = rows.value / jnp.broadcast_to(safe[:, None], rows.value.shape)
+    return _diagonalize(units, scaled_log(norms, rows.exponent))
+
+
+def _multiply_triangles(triangle: Array, rows: Scaled) -> Scaled:
+    """`triangle @ rows`, each row with an exponent of its own.
+
+    Row i of the product is the sum over j of triangle_ij rows_j, at the scale of its largest term.
+    """
+    exponents = jnp.broadcast_to(rows.exponent[None], triangle.shape)
+    terms = jnp.where(triangle == 0, NO_EXPONENT, exponent_of(jnp.abs(triangle)) + exponents)
+    largest = jnp.max(terms, axis=1)
+    shift = exponents - jnp.broadcast_to(largest[:, None], terms.shape)
+    # Below the type's smallest power of two a term is lost in the others' rounding.
+    factor = jnp.where(
+        shift < jnp.finfo(triangle.dtype).minexp, 0, power_of_two(shift, triangle.dtype)
+    )
+    return rescale((triangle * factor) @ rows.value, largest)
 
 
 def _diagonalize(rows: Array, logs: Array) -> Array:
@@ -278,5 +288,23 @@ def _diagonalize(rows: Array, logs: Array) -> Array:
             logs + jnp.log(norms),
         ), None
 
-    (_, logs), _ = lax.scan(sweep, (rows, logs), length=SWEEPS)
-    return -jnp.sort(-logs)
+    (rows, logs), _ = lax.scan(sweep, (rows, logs), length=SWEEPS)
+    order = jnp.argsort(-logs)
+    return _separate(rows[order], logs[order])
+
+
+def _separate(rows: Array, logs: Array) -> Array:
+    """ln singular values of diag(exp(logs)) @ rows, logs falling, where the sweeps left a mixture.
+
+    Only values closer than a fraction of a nat still mix. Wider gaps may be narrowed without
+    acting on either side, and then the matrix fits into floats and has an ordinary SVD.
+    """
+    finite_logs = jnp.isfinite(logs)
+    scales = jnp.where(finite_logs, logs, jnp.min(jnp.where(finite_logs, logs, jnp.inf)))
+    widest = min(0.1, 8 / len(logs))
+    gaps = jnp.minimum(scales[:-1] - scales[1:], widest)
+    narrow = jnp.concatenate([jnp.zeros_like(scales[:1]), -jnp.cumsum(gaps)])
+    matrix = jnp.broadcast_to(jnp.exp(narrow)[:, None], rows.shape) * rows
+    values = jnp.linalg.svd(matrix, compute_uv=False)
+    corrected = logs + jnp.log(jnp.where(finite_logs & (values > 0), values, 1)) - narrow
+    return jnp.where(finite_logs, corrected, -jnp.inf)

@@ -158,8 +158,8 @@ def mean_field_chi(
 
     Source: Schoenholz et al., "Deep information propagation" (2017), equation 6.
 
-    >>> import rnn_jax.gradflow.theory as theory
-    >>> [round(float(theory.mean_field_chi("tanh", gain)), 3) for gain in (0.9, 2, 10)]
+    >>> from rnn_jax.gradflow import mean_field
+    >>> [round(float(mean_field.mean_field_chi("tanh", gain)), 3) for gain in (0.9, 2, 10)]
     [0.81, 1.363, 5.545]
     """
     variance = mean_field_variance(activation, gain, input_std, bias_std)

@@ -80,7 +80,10 @@ def rescale(value: State, exponent: Array) -> Scaled:
     """
     largest = lax.stop_gradient(_largest(value, exponent.ndim))
     usable = (largest > 0) & jnp.isfinite(largest)
+    limits = jnp.finfo(largest.dtype)
     power = jnp.where(usable, exponent_of(largest), 0)
+    # What is multiplied must be a power of two that the type holds.
+    power = jnp.clip(power, 1 - limits.maxexp, -limits.minexp)
     new = jnp.where(largest == 0, NO_EXPONENT, exponent + power)
     return Scaled(times_power(value, -power), new)
 

@@ -97,7 +97,8 @@ def state_gradients(
         state: s_0, leaves `[B, H]`.
         xs: `[T, B, D]`.
         step_losses: `states -> [T, B]`; L_t must depend on s_t alone. Or `LastStep(s_T -> [B])`.
-        lengths: `[B]`; on padding the result is -inf.
+        lengths: `[B]`; losses on padding do not count, and there the result is -inf. A `LastStep`
+            loss reads each example's last true state.
         segment_length: keep only every so-manyth state and compute the others again on the way
             back (for a `LastStep` loss); about sqrt(T) takes the least memory.
 
@@ -176,7 +177,10 @@ def prepare(
         return trajectory, last_immediate(step_losses, final, batch_shape)
     losses, pullback = jax.vjp(step_losses, trajectory.states)
     finite.check_step_losses(losses, batch_shape, num_steps)
-    return trajectory, pullback(jnp.ones_like(losses))[0]
+    counted = jnp.ones_like(losses)
+    if trajectory.valid is not None:
+        counted = trajectory.valid.astype(losses.dtype)
+    return trajectory, pullback(counted)[0]
 
 
 def last_immediate(last: LastStep, final: State, batch_shape: tuple[int, ...]) -> State:

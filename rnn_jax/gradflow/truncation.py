@@ -69,10 +69,6 @@ def truncation_bias(
     ):
         raise ValueError(f"windows are {windows}, but each must be in 1..{num_steps}")
     linearization = adjoint.linearize(cell, params, trajectory)
-    valid = trajectory.valid
-    if valid is not None:
-        # A loss read on padding is one of the last true state.
-        immediate = _gather_padding(immediate, valid)
     pull = jax.vmap(linearization.pull)
 
     def next_lag(carry: tuple[Scaled, Scaled], _: None) -> tuple[tuple[Scaled, Scaled], Scaled]:
@@ -92,19 +88,3 @@ def truncation_bias(
     shares = scaled_log(norms, totals.exponent) - scaled_log(full_norm, full.exponent)
     rows = chosen - 1
     return TruncationBias(chosen, jnp.exp(shares)[rows], (products / (norms * full_norm))[rows])
-
-
-def _gather_padding(immediate: State, valid: Array) -> State:
-    """Adds to each example's last true step the e_t of its padding, which reads the same state."""
-
-    def body(later: State, inputs: tuple[State, Array]) -> tuple[State, State]:
-        current, valid_t = inputs
-        total = jax.tree.map(jnp.add, current, later)
-        nothing = jax.tree.map(jnp.zeros_like, total)
-        return (
-            adjoint.where_valid(valid_t, nothing, total),
-            adjoint.where_valid(valid_t, total, nothing),
-        )
-
-    start = jax.tree.map(lambda e: jnp.zeros_like(e[0]), immediate)
-    return lax.scan(body, start, (immediate, valid), reverse=True)[1]
