@@ -1,5 +1,7 @@
 """L2 norms over the recurrent state, one for each time step and example."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -42,15 +44,6 @@ def adjoint_norms(adjoints: State) -> Array:
     Returns:
         `[T]`.
     """
-    norms = state_norm(adjoints, 2)
-    batch_size = norms.shape[1]
-    if batch_size == 1:
-        return norms[:, 0]
-    return batch_size * root_mean_square(norms, axis=1)
-
-
-def root_mean_square(values: Array, axis: int) -> Array:
-    """sqrt(mean(values^2)), squared only after the largest value is divided out."""
-    largest = jnp.max(jnp.abs(values), axis=axis, keepdims=True)
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return jnp.sqrt(jnp.mean(jnp.square(values / scale), axis=axis)) * jnp.squeeze(scale, axis)
+    batch_size = jax.tree.leaves(adjoints)[0].shape[1]
+    # The root of the mean of |B lambda_b|^2 is sqrt(B) times the norm over batch and units alike.
+    return math.sqrt(batch_size) * state_norm(adjoints, 1)

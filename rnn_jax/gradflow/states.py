@@ -110,7 +110,9 @@ def state_gradients(
         ValueError: shapes that do not fit; a NaN or inf in the arguments, or in the states.
 
     The error of a logarithm is that of the matrix products, whatever its size: lambda is rescaled
-    by powers of two at every step, so 1e-4000 is as good as 1.
+    by powers of two at every step, so 1e-4000 is as good as 1. phi' is computed from phi(z), as
+    autodiff does: a unit so saturated that its activation rounds to 1 has slope 0 (tanh beyond
+    |z| = 8.7 in float32, 18.7 in float64).
 
     >>> import jax, jax.numpy as jnp
     >>> import rnn_jax

@@ -25,7 +25,9 @@ def speed_ratios(
         title: the finding.
     """
     figure = new_figure(8.0, 1.6 + 0.45 * len(labels))
-    axes = dress(figure.subplots(), title, "times faster than the other (ratio of medians)", "")
+    axes = dress(
+        figure.subplots(), title, "times faster than the other (median of paired runs)", ""
+    )
     rows = np.arange(len(labels))[::-1]
     spread = np.abs(np.array([lows, highs]) - np.array(medians))
     axes.barh(rows, medians, xerr=spread, color=BLUE, ecolor=GREY, height=0.6, capsize=3)
