@@ -43,8 +43,6 @@ def test_norm_survives_float32(size):
 def test_what_is_not_finite_stays_so_and_zero_stays_zero():
     units = jnp.array([[np.nan, 1.0], [np.inf, 1.0], [-np.inf, 1.0], [0.0, 0.0], [3.0, 4.0]])
     np.testing.assert_array_equal(norms.state_norm(units, 1), [np.nan, np.inf, np.inf, 0, 5])
-    values = jnp.array([[np.nan, 1.0], [np.inf, 1.0], [0.0, 0.0]])
-    np.testing.assert_array_equal(norms.root_mean_square(values, axis=1), [np.nan, np.inf, 0])
 
 
 def test_adjoint_norms_take_the_batch_size_out(x64, rng):
@@ -56,13 +54,6 @@ def test_adjoint_norms_take_the_batch_size_out(x64, rng):
     np.testing.assert_allclose(norms.adjoint_norms(one), np.linalg.norm(one[:, 0], axis=1))
     again = np.tile(one, (1, 7, 1)) / 7
     np.testing.assert_allclose(norms.adjoint_norms(again), norms.adjoint_norms(one), rtol=1e-14)
-
-
-def test_root_mean_square(x64, rng):
-    values = rng.normal(size=(4, 3))
-    for axis in (0, 1):
-        wanted = np.sqrt((values**2).mean(axis=axis))
-        np.testing.assert_allclose(norms.root_mean_square(values, axis), wanted, rtol=1e-14)
 
 
 def test_per_example_flattens_the_units_alone(rng):
