@@ -33,7 +33,12 @@ ALLOWED = {
 }
 """What each module or package of rnn_jax may import of rnn_jax, itself apart."""
 
-ONLY_IN = {"absl": "experiments", "matplotlib": "rnn_jax.plots", "orbax": "rnn_jax.checkpoint", "torch": "experiments.benchmarks.pytorch"}
+ONLY_IN = {
+    "absl": "experiments",
+    "matplotlib": "rnn_jax.plots",
+    "orbax": "rnn_jax.checkpoint",
+    "torch": "experiments.benchmarks.pytorch",
+}
 """Packages that one module or package alone may import."""
 
 VAGUE = {"util", "utils", "helper", "helpers", "common", "misc"}
