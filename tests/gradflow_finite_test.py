@@ -142,6 +142,12 @@ def test_state_of_another_shape(measure):
         measure(CELLS["elman"], params, state[:2], xs)
 
 
+def test_inputs_of_another_size(measure):
+    params, state, xs = problem(CELLS["elman"])
+    with pytest.raises(ValueError, match=rf"x of shape \({B}, 1\)"):
+        measure(CELLS["elman"], params, state, xs[..., :1])
+
+
 def test_no_steps(measure):
     params, state, xs = problem(CELLS["elman"])
     with pytest.raises(ValueError, match="no time step"):
@@ -200,7 +206,7 @@ def test_counts_that_do_not_fit(name, value, allowed):
 
 @pytest.mark.usefixtures("x64")
 def test_one_step_one_example_one_unit():
-    """Each number by hand, without `jit`: s_1 = tanh(z), L = s_1^2."""
+    """Each number by hand: s_1 = tanh(z), L = s_1^2."""
     cell = rnn_jax.elman(1)
     U, W, b, s_0, x = 0.7, -1.3, 0.2, 0.4, 0.9
     params = rnn_jax.ElmanParams(*(jnp.full(s, v) for s, v in (((1, 1), U), ((1, 1), W), (1, b))))
@@ -228,7 +234,6 @@ def test_one_step_one_example_one_unit():
             np.full((1, 1, 1), adjoint),
         ),
     }
-    for name, measure in MEASURES.items():
-        got = measure(*given)
-        assert jax.tree.map(jnp.shape, got) == jax.tree.map(np.shape, wanted[name]), name
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, wanted[name])
+    got = jax.jit(lambda: {name: measure(*given) for name, measure in MEASURES.items()})()
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(np.shape, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, wanted)
