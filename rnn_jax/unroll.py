@@ -72,7 +72,7 @@ def plain_unroll(
     check_fit(cell, params, state, xs, perturbations)
     valid = None if lengths is None else valid_steps(lengths, xs)
     plain = cell._replace(affine=None)
-    return _run(plain, params, state, xs, perturbations, valid).states
+    return run_forward(plain, params, state, xs, perturbations, valid).states
 
 
 def zero_perturbations(state: State, num_steps: int) -> State:
@@ -129,13 +129,13 @@ def _check_tree(name: str, given: State, wanted: State, by: str, maker: str) -> 
         )
 
 
-def _run(
+def run_forward(
     cell: Cell,
     params: Params,
     state: State,
     xs: Array,
-    perturbations: State | None,
-    valid: Array | None,
+    perturbations: State | None = None,
+    valid: Array | None = None,
 ) -> adjoint.Trajectory:
     """`adjoint.forward`, with what does not fit said in the user's terms."""
     try:
@@ -158,7 +158,7 @@ def _unroll(
     perturbations: State | None,
     valid: Array | None,
 ) -> State:
-    return _run(cell, params, state, xs, perturbations, valid).states
+    return run_forward(cell, params, state, xs, perturbations, valid).states
 
 
 def _forward(
@@ -169,7 +169,7 @@ def _forward(
     perturbations: State | None,
     valid: Array | None,
 ) -> tuple[State, Any]:
-    trajectory = _run(cell, params, state, xs, perturbations, valid)
+    trajectory = run_forward(cell, params, state, xs, perturbations, valid)
     return trajectory.states, (params, trajectory, perturbations is not None)
 
 

@@ -13,27 +13,6 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-EVIDENCE = {
-    "clipping_test",
-    "diagnose_fit_test",
-    "diagnose_labelled_test",
-    "diagnose_remedies_test",
-    "diagnose_test",
-    "gradflow_finite_test",
-    "gradflow_transform_test",
-    "nonfinite_test",
-    "sensitivity_test",
-    "truncation_test",
-}
-"""Test files that compile many networks and take minutes: run by `make evidence`."""
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.stem in EVIDENCE:
-            item.add_marker(pytest.mark.slow)
-
-
 @pytest.fixture
 def x64():
     """float64 for the length of a test."""

@@ -197,6 +197,15 @@ def test_a_step_may_change_a_vector_by_any_factor_at_once(factor):
     assert_matrix(matrix, scaled_by_hand(W, weights), rtol=3e-7, atol=2e-6)
 
 
+@pytest.mark.parametrize("size", [1e-37, 1e38, 2e38])
+def test_immediate_gradients_at_the_ends_of_float32(size):
+    rng = np.random.default_rng(4)
+    weights = np.asarray(size * rng.uniform(0.5, 1, size=(T, H)), np.float32)
+    W = np.asarray(0.5 * np.linalg.qr(rng.normal(size=(H, H)))[0], np.float32)
+    matrix = linear_credit(PLAIN, W, weights)
+    assert_matrix(matrix, scaled_by_hand(W, weights.astype(float)), rtol=3e-7, atol=2e-6)
+
+
 def test_large_and_tiny_units_in_one_vector():
     W = np.zeros((H, H), np.float32)
     W[0, 1], W[1, 0], W[2, 2], W[3, 3] = 1e-17, 1e17, 1.0, 1e-3

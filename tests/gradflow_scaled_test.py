@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from rnn_jax import norms
 from rnn_jax.gradflow import scaled
 from rnn_jax.gradflow.scaled import NO_EXPONENT, Scaled, exponent_of, power_of_two
 
@@ -70,6 +71,14 @@ def test_rescaling_changes_no_digit(largest):
     np.testing.assert_allclose(
         log_norm(Scaled(value, new)), exact(units, exponents), rtol=2e-7, atol=3e-7
     )
+
+
+@pytest.mark.parametrize("size", [1.2e-38, 1e-30, 8e37, 9e37, 1.6e38])
+def test_norms_at_the_ends_of_float32(size):
+    """Beyond 2^126 the inverse of a number is 0 where subnormal numbers are."""
+    units = np.float32(size) * np.ones((5, 2, 4), np.float32)
+    got = jax.jit(norms.state_norm, static_argnums=1)(units, 2)
+    np.testing.assert_allclose(got, np.full((5, 2), 2 * np.float64(units[0, 0, 0])), rtol=1e-6)
 
 
 def test_each_example_has_its_own_exponent_and_leaves_share_it():

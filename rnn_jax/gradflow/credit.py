@@ -16,6 +16,7 @@ from rnn_jax.gradflow.scaled import NO_EXPONENT, Scaled, exponent_of, scaled_log
 from rnn_jax.gradflow.states import LastStep, prepare
 from rnn_jax.norms import per_example, state_norm
 from rnn_jax.types import Array, Params, State, StepLosses
+from rnn_jax.unroll import check_fit
 
 
 def credit_matrix(
@@ -54,6 +55,7 @@ def credit_matrix(
             "credit_matrix wants the losses of all steps, but got a LastStep; its one row is "
             "state_gradients"
         )
+    check_fit(cell, params, state, xs)
     num_steps = xs.shape[0]
     rows = math.ceil(num_steps / 4) if max_rows is None else max_rows
     if rows < 1:

@@ -1,5 +1,6 @@
 """Why does this network not train, and what should be changed? A verdict with its numbers."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from rnn_jax import adjoint
 from rnn_jax.adjoint import Trajectory
 from rnn_jax.cells import Cell
+from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.jacobians import lyapunov_spectrum
 from rnn_jax.gradflow.profile import (
     FEWEST_STEPS,
@@ -17,12 +19,14 @@ from rnn_jax.gradflow.profile import (
     fit_slope,
     lag_profile,
     memory_horizon,
+    relative_to_last,
     saturation,
 )
 from rnn_jax.gradflow.remedies import Remedy, remedies
 from rnn_jax.gradflow.scaled import log_norm
 from rnn_jax.gradflow.states import LastStep, prepare, scan_adjoints
 from rnn_jax.types import Array, Params, State, StepLosses
+from rnn_jax.unroll import check_fit
 
 MAJORITY = 0.9
 """Share of the examples that must agree on a verdict."""
@@ -34,7 +38,7 @@ class Diagnosis(NamedTuple):
     Attributes:
         verdict: "vanishing" (falls to less than 1/1000 within the sequence), "exploding" (grows
             more than 1000-fold), "dead" (exactly zero), "mixed" (examples differ, or it grows
-            1000-fold and falls again), "healthy" (none of these).
+            1000-fold and falls again, or falls so far and comes back), "healthy" (none of these).
         sure: whether the verdict rests on enough steps and on a slope well clear of its error.
         slope: nats that ln|dL/ds_t| gains with each step back; NaN where none could be fitted.
         slope_error: its standard error; inf where there is no slope.
@@ -126,37 +130,58 @@ def diagnose(
     ('vanishing', -0.693, 'scale W')
     """
     if xs.ndim == 2:
+        # Before the batch axis is added, so that an index named is one of the user's.
+        check_fit(cell, params, state, xs)
+        finite.check_finite(params, state, xs)
         state, xs = jax.tree.map(lambda s: s[None], state), xs[:, None]
         step_losses = _batched(step_losses)
         lengths = None if lengths is None else jnp.reshape(lengths, (1,))
+    if xs.ndim != 3:
+        raise ValueError(f"xs has shape {xs.shape}, but [T, B, D] or [T, D] is wanted")
     trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
     num_steps = xs.shape[0]
     last, immediate = _last_loss(trajectory, immediate, isinstance(step_losses, LastStep))
-    logs = scan_adjoints(cell, params, trajectory, immediate, log_norm)
+    logs = _log_adjoints(cell, params, trajectory, immediate)
     profile = lag_profile(logs, last)
+    _check_profile(profile)
     fit = fit_slope(profile)
     verdict = _verdict(profile)
     horizon = 0.0 if verdict == "dead" else memory_horizon(profile, fit)
-    saturated = math.nan
+    saturated, switches = math.nan, False
     if cell.affine is not None and cell.affine.slope is not None:
-        saturated = float(saturation(cell.affine.slope(trajectory.states)))
-    exponent = lyapunov_spectrum(cell, params, state, xs, 1, num_steps // 5)[0]
-    growth = float(np.nanmax(profile - profile[:1], initial=0.0))
+        slopes = cell.affine.slope(trajectory.states)
+        # What stays as it was on padding has been counted once.
+        slopes = slopes if trajectory.valid is None else slopes[trajectory.valid]
+        saturated = float(saturation(slopes))
+        switches = bool(jnp.all((slopes == 0) | (slopes == 1)))
+    # The steps that every example has: past its length an example's state stays where it is.
+    common = num_steps if lengths is None else int(np.min(np.asarray(lengths)))
+    exponent = _exponents(cell, params, state, xs[:common], 1, common // 5)[0]
+    growth = float(np.nanmax(relative_to_last(profile), initial=0.0))
     slope = fit.slope
     return Diagnosis(
         verdict=verdict,
-        sure=_sure(verdict, fit.slope, fit.error, num_steps),
+        sure=_sure(verdict, fit.slope, fit.error, len(profile)),
         slope=slope,
         slope_error=fit.error,
-        fit_steps=(num_steps - fit.last, num_steps - fit.first),
+        fit_steps=(len(profile) - fit.last, len(profile) - fit.first),
         horizon=horizon,
         saturation=saturated,
         exponent=float(exponent) if np.isfinite(exponent) else math.nan,
         num_steps=num_steps,
         remedies=remedies(
-            cell, params, verdict, slope, fit.error, horizon, num_steps, saturated, growth
+            cell, params, verdict, slope, fit.error, horizon, num_steps, saturated, switches, growth
         ),
     )
+
+
+# Compiled once for a cell and its shapes: a sweep diagnoses many networks of the same kind.
+_exponents = jax.jit(lyapunov_spectrum, static_argnums=(0, 4, 5))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_adjoints(cell: Cell, params: Params, trajectory: Trajectory, immediate: State) -> Array:
+    return scan_adjoints(cell, params, trajectory, immediate, log_norm)
 
 
 def _batched(step_losses: StepLosses | LastStep) -> StepLosses | LastStep:
@@ -211,12 +236,23 @@ def _verdict_of_example(logs: np.ndarray) -> str:
     if len(logs) == 0 or np.isneginf(logs[-1]) or np.isneginf(logs[0]):
         return "dead"
     limit = -math.log(SURVIVAL)
-    change, peak = logs[-1] - logs[0], logs.max()
+    change, peak, trough = logs[-1] - logs[0], logs.max() - logs[0], logs.min() - logs[0]
     if change > limit:
         return "exploding"
-    if peak - logs[0] > limit:
+    if peak > limit:
         return "mixed"
-    return "vanishing" if change < -limit else "healthy"
+    if change < -limit:
+        return "vanishing"
+    return "mixed" if trough < -limit else "healthy"
+
+
+def _check_profile(profile: np.ndarray) -> None:
+    """`ValueError` for a loss whose own gradient is NaN or inf; -inf means an exact zero."""
+    if np.isnan(profile[0]).any() or np.isposinf(profile).any():
+        raise ValueError(
+            "the states are finite, but the gradient of step_losses is not (a square root or a "
+            "norm at 0, say); origin_of_nonfinite tells the time step"
+        )
 
 
 def _sure(verdict: str, slope: float, error: float, num_steps: int) -> bool:

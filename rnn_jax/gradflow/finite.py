@@ -20,7 +20,7 @@ def first_nonfinite(tree: State) -> str | None:
     """Path and index of the first NaN or inf in a pytree of numbers; None if all are finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         values = np.asarray(leaf)
-        if not np.issubdtype(values.dtype, np.inexact):
+        if not jnp.issubdtype(values.dtype, jnp.inexact):
             continue
         bad = ~np.isfinite(values)
         if bad.any():
@@ -40,12 +40,19 @@ def check_finite(params: Params, state: State, xs: Array) -> None:
             raise ValueError(f"{name} is not finite: {where}; mend it before measuring gradients")
 
 
-def check_states(states: State) -> None:
-    """`ValueError` naming the time step at which states first leave the finite range."""
+def check_states(states: State, before: int = 0, num_steps: int | None = None) -> None:
+    """`ValueError` naming the time step at which states first leave the finite range.
+
+    Args:
+        states: leaves `[N, ...]`.
+        before: number of steps that came before these.
+        num_steps: T, if these states are only a part of the sequence.
+    """
     if not is_concrete(states):
         return
     if (step := _first_step(states)) is not None:
-        num_steps = jax.tree.leaves(states)[0].shape[0]
+        step += before
+        num_steps = num_steps or jax.tree.leaves(states)[0].shape[0]
         raise ValueError(
             f"the states leave the finite range at time step {step} of {num_steps}: the forward "
             "pass explodes before any gradient; lower the weights or the inputs, or shorten xs"
@@ -66,7 +73,8 @@ class Origin(NamedTuple):
     """Where a NaN or inf began.
 
     Attributes:
-        where: "xs", "state", "params", "states", "losses", "adjoints" or "" if all is finite.
+        where: "xs", "state", "params", "states", "losses", "adjoints", "gradients"
+            or "" if all is finite.
         step: time step (from 1) at which it began; in the adjoints the last such step, since they
             run backward. 0 where time plays no part.
         what: one line for the user.
@@ -100,20 +108,26 @@ def origin_of_nonfinite(
     if (step := _first_step(states)) is not None:
         return Origin("states", step, f"the states leave the finite range at time step {step}")
     losses = step_losses(states)
+    check_step_losses(losses, xs.shape[1:-1], xs.shape[0])
     if (step := _first_step(losses)) is not None:
         return Origin("losses", step, f"the loss of time step {step} is not finite, its states are")
 
-    def total(perturbations: State) -> Array:
+    def total(params: Params, perturbations: State) -> Array:
         return jnp.sum(step_losses(unroll(cell, params, state, xs, perturbations=perturbations)))
 
-    adjoints = jax.grad(total)(zero_perturbations(state, xs.shape[0]))
+    gradients, adjoints = jax.grad(total, (0, 1))(params, zero_perturbations(state, xs.shape[0]))
     backward = jax.tree.map(lambda a: a[::-1], adjoints)
     if (reverse_step := _first_step(backward)) is not None:
         step = xs.shape[0] + 1 - reverse_step
         return Origin(
             "adjoints",
             step,
-            f"going back, |dL/ds_t| leaves the finite range at time step {step}: it explodes",
+            f"going back, |dL/ds_t| leaves the finite range at time step {step}: it explodes, or "
+            "that step's loss has no finite derivative",
+        )
+    if where := first_nonfinite(gradients):
+        return Origin(
+            "gradients", 0, f"dL/ds_t is finite at every step, but dL/dtheta is not: {where}"
         )
     return Origin("", 0, "all is finite: inputs, states, losses and gradients")
 

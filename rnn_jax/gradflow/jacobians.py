@@ -25,7 +25,7 @@ from rnn_jax.gradflow.scaled import (
     scaled_log,
 )
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import check_fit
+from rnn_jax.unroll import check_fit, run_forward
 
 SWEEPS = 40
 """QR sweeps towards diagonal form; each shrinks an off-diagonal entry by (sigma_j / sigma_i)^2."""
@@ -108,6 +108,7 @@ def lyapunov_spectrum(
     >>> f"{exponents[0]:.2f}"  # ln 2
     '0.69'
     """
+    check_fit(cell, params, state, xs)
     num_steps = xs.shape[0]
     if not 0 <= burn_in < num_steps:
         raise ValueError(f"burn_in is {burn_in}; with {num_steps} steps give 0..{num_steps - 1}")
@@ -129,7 +130,7 @@ def _previous_states(cell: Cell, params: Params, state: State, xs: Array) -> Sta
     check_fit(cell, params, state, xs)
     finite.check_finite(params, state, xs)
     # A plain scan, so that derivatives of any order and mode go through.
-    run = adjoint.forward(cell._replace(affine=None), params, state, xs)
+    run = run_forward(cell._replace(affine=None), params, state, xs)
     finite.check_states(run.states)
     return adjoint.previous_states(run)
 

@@ -38,22 +38,30 @@ def lag_profile(log_norms: Array, last_step: Array) -> np.ndarray:
         last_step: `[B]`, index of the step of the last loss.
 
     Returns:
-        `[T, B]`: row l is ln|dL/ds_{last - l}|; NaN where that lies before the first step.
+        `[N, B]`, N the lags of the example that has most: row l is ln|dL/ds_{last - l}|; NaN where
+        that lies before the first step.
     """
-    logs = np.asarray(log_norms, np.float64)
-    steps = np.asarray(last_step)[None] - np.arange(len(logs))[:, None]
+    logs, last = np.asarray(log_norms, np.float64), np.asarray(last_step)
+    steps = last[None] - np.arange(last.max() + 1)[:, None]
     taken = np.take_along_axis(logs, np.maximum(steps, 0), axis=0)
     return np.where(steps >= 0, taken, np.nan)
 
 
+def relative_to_last(profile: np.ndarray) -> np.ndarray:
+    """A lag profile minus its own row 0: ln of shares; -inf where the gradient is exactly zero."""
+    return profile - np.where(np.isfinite(profile[:1]), profile[:1], 0)
+
+
 def fit_slope(profile: np.ndarray) -> SlopeFit:
-    """Least-squares slope of a lag profile `[T, B]`, and its standard error.
+    """Least-squares slope of a lag profile `[N, B]`, and its standard error.
 
     The first tenth of the lags is left out: there the gradient turns from the loss's direction into
     the network's own. Three errors add up in squares: the scatter between examples; the line's own
     residuals, counted as independent only once for each time they change sign; and half the
     difference between the slopes of the two halves, which a bent profile has.
     """
+    # Examples have losses of different sizes and different numbers of lags: only shares compare.
+    profile = relative_to_last(profile)
     lags = np.arange(len(profile))
     used = lags >= len(profile) // 10
     finite = np.isfinite(profile)
@@ -91,10 +99,10 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
 def memory_horizon(profile: np.ndarray, fit: SlopeFit) -> float:
     """Steps until the gradient has fallen to 1/1000 of its recent value; inf if it does not.
 
-    Read off the profile `[T, B]` where it falls that far within the sequence (median over the
+    Read off the profile `[N, B]` where it falls that far within the sequence (median over the
     examples), else extrapolated along the fitted slope if that is surely negative.
     """
-    fallen = profile - profile[:1] <= math.log(SURVIVAL)
+    fallen = relative_to_last(profile) <= math.log(SURVIVAL)
     reached = np.where(fallen.any(axis=0), np.argmax(fallen, axis=0).astype(float), math.inf)
     measured = float(np.median(reached))
     if math.isfinite(measured):

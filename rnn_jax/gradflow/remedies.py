@@ -36,6 +36,7 @@ def remedies(
     horizon: float,
     num_steps: int,
     saturation: float,
+    switches: bool,
     growth: float,
 ) -> tuple[Remedy, ...]:
     """Remedies for a verdict, most specific first.
@@ -47,12 +48,23 @@ def remedies(
         horizon: memory horizon in steps.
         num_steps: T.
         saturation: share of units with phi' < 0.05; NaN where unknown.
+        switches: whether phi' is 0 or 1 everywhere, as a ReLU's is.
         growth: largest ln|dL/ds_t| minus that at the last loss, nats.
     """
     if verdict == "healthy":
         return ()
     found = []
-    if saturation > 0.3:
+    if saturation > 0.3 and switches:
+        found.append(
+            Remedy(
+                "larger bias",
+                f"start b at 1: {saturation:.0%} of the units are off (phi' = 0), and the gradient "
+                "passes through none of them; no scale turns a ReLU on",
+                1.0,
+                "saturation",
+            )
+        )
+    elif saturation > 0.3:
         found.append(
             Remedy(
                 "smaller pre-activations",
@@ -63,8 +75,13 @@ def remedies(
             )
         )
     recurrent = isinstance(params, ElmanParams | LeakyParams)
-    if recurrent and abs(slope) > 2 * slope_error:
-        factor = math.exp(-slope)
+    certain = abs(slope) > 2 * slope_error
+    if isinstance(params, LeakyParams) and certain and slope < 0:
+        found.append(_smaller_leak(params, num_steps))
+    elif recurrent and certain:
+        # Of a leaky step's 1 - leak + leak * W phi', W has a hold on the second part alone.
+        leak = float(jnp.mean(params.leak)) if isinstance(params, LeakyParams) else 1.0
+        factor = leak / (math.exp(slope) - 1 + leak)
         found.append(
             Remedy(
                 "scale W",
@@ -76,8 +93,8 @@ def remedies(
         )
     if recurrent:
         found.extend(_orthogonal(np.asarray(params.W)))
-    if isinstance(params, LSTMParams) and verdict in ("vanishing", "mixed", "dead"):
-        found.append(_forget_bias(params, num_steps))
+    if isinstance(params, LSTMParams) and verdict in ("vanishing", "mixed"):
+        found.extend(_forget_bias(params, num_steps))
     if verdict in ("vanishing", "dead") and isinstance(params, ElmanParams):
         reach = f"{horizon:.0f}" if math.isfinite(horizon) else "0"
         found.append(
@@ -129,15 +146,32 @@ def _orthogonal(W: np.ndarray) -> list[Remedy]:
     ]
 
 
-def _forget_bias(params: LSTMParams, num_steps: int) -> Remedy:
-    """A forget gate that stays open as long as the sequence is."""
+def _smaller_leak(params: LeakyParams, num_steps: int) -> Remedy:
+    """A leak that keeps what the sequence's first step left behind."""
+    leak = float(jnp.mean(params.leak))
+    return Remedy(
+        "smaller leak",
+        f"set leak to 1/T = {1 / num_steps:.2g}; it is {leak:.2g} now, and without W each step "
+        f"keeps 1 - leak = {1 - leak:.3g} of the gradient",
+        1 / num_steps,
+        "slope",
+    )
+
+
+def _forget_bias(params: LSTMParams, num_steps: int) -> list[Remedy]:
+    """A forget gate that stays open as long as the sequence is, where it does not already."""
     hidden_size = params.W.shape[0]
     bias = float(jnp.mean(jax.lax.stop_gradient(params.b)[hidden_size : 2 * hidden_size]))
     wanted = math.log(max(num_steps - 1, 2))
-    return Remedy(
-        "forget-gate bias",
-        f"start it at ln(T - 1) = {wanted:.2f} for a memory of T = {num_steps} steps; it is "
-        f"{bias:.2f} now, which alone keeps 1/(1 + e^-b) = {1 / (1 + math.exp(-bias)):.3f} a step",
-        wanted,
-        "horizon",
-    )
+    if bias >= wanted:
+        return []
+    return [
+        Remedy(
+            "forget-gate bias",
+            f"start it at ln(T - 1) = {wanted:.2f} for a memory of T = {num_steps} steps; it is "
+            f"{bias:.2f} now, which alone keeps 1/(1 + e^-b) = {1 / (1 + math.exp(-bias)):.3f} a "
+            "step",
+            wanted,
+            "horizon",
+        )
+    ]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from rnn_jax import adjoint
@@ -20,7 +21,7 @@ from rnn_jax.cells import Cell
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.scaled import NO_EXPONENT, Scaled, add, log_norm, rescale
 from rnn_jax.types import Array, Params, State, StepLosses
-from rnn_jax.unroll import check_fit, unroll, valid_steps, zero_perturbations
+from rnn_jax.unroll import check_fit, run_forward, unroll, valid_steps, zero_perturbations
 
 
 class LastStep(NamedTuple):
@@ -62,6 +63,7 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array]) -> Callable[..., A
         params: Params, state: State, xs: Array, *args: Any, lengths: Array | None = None
     ) -> tuple[Array, Params, State]:
         check_fit(cell, params, state, xs)
+        finite.check_finite(params, state, xs)
 
         def loss(params: Params, perturbations: State) -> Array:
             states = unroll(cell, params, state, xs, perturbations=perturbations, lengths=lengths)
@@ -74,6 +76,8 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array]) -> Callable[..., A
         value, (grads, adjoints) = jax.value_and_grad(loss, (0, 1))(
             params, zero_perturbations(state, xs.shape[0])
         )
+        if finite.is_concrete(value) and not np.isfinite(value):
+            finite.check_states(unroll(cell, params, state, xs, lengths=lengths))
         return value, grads, adjoints
 
     return evaluate
@@ -155,6 +159,9 @@ def leaf_gradients(
     return scan_adjoints(cell, params, trajectory, immediate, measure)
 
 
+_forward = jax.jit(run_forward, static_argnums=0)
+
+
 def prepare(
     cell: Cell,
     params: Params,
@@ -169,7 +176,7 @@ def prepare(
     """
     check_fit(cell, params, state, xs)
     finite.check_finite(params, state, xs)
-    trajectory = adjoint.forward(
+    trajectory = _forward(
         cell, params, state, xs, valid=None if lengths is None else valid_steps(lengths, xs)
     )
     finite.check_states(trajectory.states)
@@ -269,19 +276,19 @@ def _segmented(
             "segment_length wants a loss of the last step, but step_losses is a function of all "
             "states; wrap it as gradflow.LastStep(loss of s_T)"
         )
+    check_fit(cell, params, state, xs)
     num_steps = xs.shape[0]
     if not 1 <= segment_length <= num_steps:
         raise ValueError(
             f"segment_length is {segment_length}, but must be in 1..{num_steps}, the steps in xs"
         )
-    check_fit(cell, params, state, xs)
     finite.check_finite(params, state, xs)
     valid = None if lengths is None else valid_steps(lengths, xs)
     # What does not fill a segment comes first, as a segment of its own.
     head = num_steps % segment_length
 
     def forward(start: State, inputs: tuple[Array, Array | None]) -> Trajectory:
-        return adjoint.forward(cell, params, start, inputs[0], valid=inputs[1])
+        return run_forward(cell, params, start, inputs[0], valid=inputs[1])
 
     def skip(start: State, inputs: tuple[Array, Array | None]) -> tuple[State, State]:
         states = forward(start, inputs).states
@@ -301,7 +308,14 @@ def _segmented(
     rest = jax.tree.map(split, (xs, valid))
     after_head = skip(state, first)[0] if head else state
     final, starts = lax.scan(skip, after_head, rest)
-    finite.check_states(jax.tree.map(lambda s: s[None], final))
+    if finite.is_concrete(final) and finite.first_nonfinite(final):
+        # Only now are the states looked at one by one, a segment at a time.
+        if head:
+            finite.check_states(forward(state, first).states, 0, num_steps)
+        for index in range(num_steps // segment_length):
+            start, inputs = jax.tree.map(lambda a, i=index: a[i], (starts, rest))
+            before = head + index * segment_length
+            finite.check_states(forward(start, inputs).states, before, num_steps)
     immediate = last_immediate(step_losses, final, xs.shape[1:-1])
     adjoint_now = rescale(immediate, jnp.zeros(xs.shape[1:-1], jnp.int32))
     adjoint_now, logs = lax.scan(back, adjoint_now, (starts, rest), reverse=True)

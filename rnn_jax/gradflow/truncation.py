@@ -64,10 +64,7 @@ def truncation_bias(
     trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
     num_steps = xs.shape[0]
     chosen = jnp.asarray(np.arange(1, num_steps + 1) if windows is None else windows)
-    if not isinstance(chosen, jax.core.Tracer) and (
-        int(chosen.min()) < 1 or int(chosen.max()) > num_steps
-    ):
-        raise ValueError(f"windows are {windows}, but each must be in 1..{num_steps}")
+    _check_windows(chosen, num_steps)
     linearization = adjoint.linearize(cell, params, trajectory)
     pull = jax.vmap(linearization.pull)
 
@@ -88,3 +85,13 @@ def truncation_bias(
     shares = scaled_log(norms, totals.exponent) - scaled_log(full_norm, full.exponent)
     rows = chosen - 1
     return TruncationBias(chosen, jnp.exp(shares)[rows], (products / (norms * full_norm))[rows])
+
+
+def _check_windows(windows: Array, num_steps: int) -> None:
+    whole = windows.ndim == 1 and windows.size > 0 and jnp.issubdtype(windows.dtype, jnp.integer)
+    if whole and not isinstance(windows, jax.core.Tracer):
+        whole = int(windows.min()) >= 1 and int(windows.max()) <= num_steps
+    if not whole:
+        raise ValueError(
+            f"windows are {windows}, but a list of whole numbers in 1..{num_steps} is wanted"
+        )
