@@ -38,6 +38,7 @@ Under `jit` arguments cannot be looked at; outside it a NaN or inf is a `ValueEr
 where.
 """
 
+from rnn_jax.gradflow.backward import LastStep
 from rnn_jax.gradflow.clipping import ClippingReport, clipping_report
 from rnn_jax.gradflow.credit import credit_matrix
 from rnn_jax.gradflow.diagnose import Diagnosis, diagnose
@@ -45,7 +46,7 @@ from rnn_jax.gradflow.finite import Origin, origin_of_nonfinite
 from rnn_jax.gradflow.jacobians import jacobian_product, lyapunov_spectrum
 from rnn_jax.gradflow.params import parameter_terms
 from rnn_jax.gradflow.sensitivity import parameter_sensitivity
-from rnn_jax.gradflow.states import LastStep, leaf_gradients, state_gradients, value_and_grad
+from rnn_jax.gradflow.states import leaf_gradients, state_gradients, value_and_grad
 from rnn_jax.gradflow.truncation import TruncationBias, truncation_bias
 
 __all__ = [

@@ -12,8 +12,8 @@ from jax import lax
 from rnn_jax import adjoint
 from rnn_jax.adjoint import Linearization
 from rnn_jax.cells import Cell
+from rnn_jax.gradflow.backward import LastStep, prepare
 from rnn_jax.gradflow.scaled import NO_EXPONENT, Scaled, exponent_of, scaled_log, times_power
-from rnn_jax.gradflow.states import LastStep, prepare
 from rnn_jax.norms import per_example, state_norm
 from rnn_jax.types import Array, Params, State, StepLosses
 from rnn_jax.unroll import check_fit

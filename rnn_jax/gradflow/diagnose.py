@@ -12,6 +12,7 @@ from rnn_jax import adjoint
 from rnn_jax.adjoint import Trajectory
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import finite
+from rnn_jax.gradflow.backward import LastStep, prepare, scan_adjoints
 from rnn_jax.gradflow.jacobians import lyapunov_spectrum
 from rnn_jax.gradflow.profile import (
     FEWEST_STEPS,
@@ -24,7 +25,6 @@ from rnn_jax.gradflow.profile import (
 )
 from rnn_jax.gradflow.remedies import Remedy, remedies
 from rnn_jax.gradflow.scaled import log_norm
-from rnn_jax.gradflow.states import LastStep, prepare, scan_adjoints
 from rnn_jax.types import Array, Params, State, StepLosses
 from rnn_jax.unroll import check_fit
 

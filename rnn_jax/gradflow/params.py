@@ -9,8 +9,8 @@ from jax import lax
 from rnn_jax import adjoint
 from rnn_jax.adjoint import Trajectory
 from rnn_jax.cells import Cell
+from rnn_jax.gradflow.backward import LastStep, prepare, scan_adjoints
 from rnn_jax.gradflow.scaled import Scaled, add, scaled_log
-from rnn_jax.gradflow.states import LastStep, prepare, scan_adjoints
 from rnn_jax.norms import state_norm
 from rnn_jax.types import Array, Params, State, StepLosses
 

@@ -10,8 +10,8 @@ from jax import lax
 
 from rnn_jax import adjoint
 from rnn_jax.cells import Cell
+from rnn_jax.gradflow.backward import prepare, zero_scaled
 from rnn_jax.gradflow.scaled import Scaled, add, rescale, scaled_log
-from rnn_jax.gradflow.states import prepare, zero_scaled
 from rnn_jax.norms import state_norm
 from rnn_jax.types import Array, Params, State, StepLosses
 
