@@ -13,6 +13,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
 @pytest.fixture
 def x64():
     """float64 for the length of a test."""
