@@ -25,8 +25,11 @@ def state_norm(states: State, batch_axes: int) -> Array:
     leaves = [per_example(leaf, batch_axes) for leaf in jax.tree.leaves(states)]
     units = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
     largest = jnp.max(jnp.abs(units), axis=-1, keepdims=True)
+    # XLA divides by multiplying with the inverse, which must not be a denormal: that counts as 0.
+    limits = jnp.finfo(largest.dtype)
+    bounded = jnp.clip(largest, 2.0 ** (limits.minexp + 6), 2.0 ** (limits.maxexp - 8))
     # A non-finite or zero entry must come out as it is, not as 0/0.
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), bounded, 1)
     squared = jnp.sum(jnp.square(units / scale), axis=-1)
     # The root's slope at 0 is infinite; of an exact zero the gradient is 0 and not NaN.
     root = jnp.where(squared == 0, 0, jnp.sqrt(jnp.where(squared == 0, 1, squared)))

@@ -13,7 +13,14 @@ from rnn_jax import adjoint
 from rnn_jax.adjoint import Linearization
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow.backward import LastStep, prepare
-from rnn_jax.gradflow.scaled import NO_EXPONENT, Scaled, exponent_of, scaled_log, times_power
+from rnn_jax.gradflow.scaled import (
+    NO_EXPONENT,
+    Scaled,
+    exponent_of,
+    rescale,
+    scaled_log,
+    times_power,
+)
 from rnn_jax.norms import per_example, state_norm
 from rnn_jax.types import Array, Params, State, StepLosses
 from rnn_jax.unroll import check_fit
@@ -123,6 +130,7 @@ def _rows_back(
     """
     pull = jax.vmap(linearization.pull, in_axes=(0, None))
     leading = jax.tree.leaves(own)[0].shape[: 1 + batch_ndim]
+    start = rescale(own, jnp.zeros(leading, jnp.int32))
 
     def back(rows: Scaled, inputs: Any) -> tuple[Scaled, tuple[Array, Array]]:
         k, local, valid_k = inputs
@@ -134,8 +142,8 @@ def _rows_back(
             mine = lax.dynamic_index_in_dim(new, row, 0, keepdims=False)
             return lax.dynamic_update_index_in_dim(into, jnp.where(starts, mine, kept), row, 0)
 
-        value = jax.tree.map(put, rows.value, own)
-        exponent = put(rows.exponent, jnp.zeros(leading, jnp.int32))
+        value = jax.tree.map(put, rows.value, start.value)
+        exponent = put(rows.exponent, start.exponent)
         norm = norm_of(value, batch_ndim + 1)
         usable = (norm > 0) & jnp.isfinite(norm)
         scale = lax.stop_gradient(jnp.where(usable, exponent_of(norm), 0))
