@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments.progress import progress
-from rnn_jax import records, train
+from rnn_jax import objectives, records, traces, train
 from rnn_jax.types import Batch, Key
 
 
@@ -46,11 +46,11 @@ def use_compilation_cache(enabled: bool) -> None:
 
 def state_norms(trace: Any) -> Any:
     """|dL/ds_t| `[..., T]` of a trace with or without parameters."""
-    return trace.states if isinstance(trace, train.ParameterTrace) else trace
+    return trace.states if isinstance(trace, traces.ParameterTrace) else trace
 
 
 def run_training(
-    objective: train.Objective,
+    objective: objectives.Objective,
     optimizer: optax.GradientTransformation,
     sample: Callable[[Key], Batch],
     state: train.TrainState,
@@ -59,7 +59,7 @@ def run_training(
     num_steps: int,
     log_every: int,
     workdir: Path | None = None,
-    trace: train.Trace = train.trace_states,
+    trace: traces.Trace = traces.trace_states,
     clip_norm: float = 0.0,
 ) -> tuple[train.TrainState, History]:
     """Trains for `num_steps`, in chunks that end where something is logged.
@@ -159,7 +159,7 @@ def _save_history(workdir: Path | None, history: History) -> None:
     records.save_array(workdir, "loss", history.loss)
     records.save_array(workdir, "gradient_norm", history.gradient_norm)
     records.save_array(workdir, "trace", state_norms(history.trace))
-    if isinstance(history.trace, train.ParameterTrace):
+    if isinstance(history.trace, traces.ParameterTrace):
         records.save_tree(workdir, "trace_parameters", history.trace.parameters)
 
 

@@ -31,7 +31,7 @@ import rnn_jax
 from experiments import free_running, sine_figures
 from experiments.options import check, launch, option
 from experiments.runner import History, open_workdir, run_training, use_compilation_cache
-from rnn_jax import initializers, losses, optim, records, train
+from rnn_jax import initializers, losses, objectives, optim, records, traces, train
 from rnn_jax.tasks import sine
 
 
@@ -98,7 +98,7 @@ class Setup(NamedTuple):
     """The functions of a run; one for all seeds, so that they are compiled once."""
 
     model: rnn_jax.Model
-    objective: train.Objective
+    objective: objectives.Objective
     optimizer: optax.GradientTransformation
     sample: Any
 
@@ -117,11 +117,11 @@ def setup(config: SineConfig) -> Setup:
         rate = optax.cosine_decay_schedule(rate, config.num_steps)
     clip_norm = config.clip_norm if config.clip_norm > 0 else None
     if config.free_run_steps:
-        objective = train.closed_loop_objective(
+        objective = objectives.closed_loop_objective(
             model, losses.squared_error, warmup_steps=sine.NUM_POINTS - 1
         )
     else:
-        objective = train.next_step_objective(model, losses.squared_error)
+        objective = objectives.next_step_objective(model, losses.squared_error)
     num_points = sine.NUM_POINTS + config.free_run_steps
     sample = sine.sampler(config.batch_size, num_points, config.phases)
     return Setup(model, objective, optim.recorded(optax.adam(rate), clip_norm), sample)
@@ -159,7 +159,7 @@ def run(config: SineConfig, write: bool = True) -> Result:
         num_steps=config.num_steps,
         log_every=config.log_every,
         workdir=workdir,
-        trace=train.trace_parameters if config.trace_parameters else train.trace_states,
+        trace=traces.trace_parameters if config.trace_parameters else traces.trace_states,
         clip_norm=config.clip_norm,
     )
     carry = jax.tree.map(lambda s: s[:1], state.carry)

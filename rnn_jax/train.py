@@ -11,12 +11,9 @@ import optax
 from jax import lax
 
 from rnn_jax import optim
-from rnn_jax.adjoint import Trajectory
-from rnn_jax.gradflow.params import summand_logs
-from rnn_jax.gradflow.scaled import rescale
-from rnn_jax.losses import masked_mean
-from rnn_jax.model import Model, ModelParams, apply, free_run
-from rnn_jax.norms import adjoint_norms
+from rnn_jax.model import Model, ModelParams
+from rnn_jax.objectives import Objective, Run, mean_loss
+from rnn_jax.traces import Trace, trace_states
 from rnn_jax.types import Array, Batch, Key, Params, State
 from rnn_jax.unroll import zero_perturbations
 
@@ -38,38 +35,6 @@ class TrainState:
     carry: State
 
 
-class Run(NamedTuple):
-    """One pass of an objective over a batch.
-
-    Attributes:
-        step_losses: L_t of each example, `[T, B]` (`[B]` where only the last output counts).
-        inputs: what the cell saw, `[T, B, D]`.
-        states: what it became, leaves `[T, B, H]`.
-        carry: the state from which the next iteration starts.
-        mask: `[T, B]`, True where a step's loss counts; None where all do.
-    """
-
-    step_losses: Array
-    inputs: Array
-    states: State
-    carry: State
-    mask: Array | None = None
-
-
-class Objective(NamedTuple):
-    """What is trained.
-
-    Attributes:
-        model: a cell and a readout.
-        run: `(params, carry, batch, perturbations) -> Run`.
-        num_steps: `batch -> T`, the number of states in a run.
-    """
-
-    model: Model
-    run: Callable[[ModelParams, State, Batch, State], Run]
-    num_steps: Callable[[Batch], int]
-
-
 class Metrics(NamedTuple):
     """What a training step tells.
 
@@ -84,117 +49,6 @@ class Metrics(NamedTuple):
     step_losses: Array
     gradient_norm: Array
     trace: Any
-
-
-Trace = Callable[[Objective, ModelParams, State, Run, State], Any]
-"""`(objective, params, carry, run, adjoints) -> pytree`, measured at every training step."""
-
-
-def trace_states(
-    objective: Objective, params: ModelParams, carry: State, run: Run, adjoints: State
-) -> Array:
-    """|dL/ds_t| `[T]`: root mean square over the examples, whatever the batch size."""
-    del objective, params, carry, run
-    return adjoint_norms(adjoints)
-
-
-class ParameterTrace(NamedTuple):
-    """|dL/ds_t| `[T]`, and the norm of step t's summand of dL/dtheta, a pytree of `[T]`."""
-
-    states: Array
-    parameters: Params
-
-
-def trace_parameters(
-    objective: Objective, params: ModelParams, carry: State, run: Run, adjoints: State
-) -> ParameterTrace:
-    """Norms of dL/ds_t, and of each step's summand of the gradient of the cell's parameters."""
-    trajectory = retrace(objective, params, carry, run)
-    batch_shape = run.inputs.shape[:-1]
-    scaled = rescale(adjoints, jnp.zeros(batch_shape, jnp.int32))
-    logs = summand_logs(objective.model.cell, params.cell, trajectory, scaled)
-    return ParameterTrace(
-        states=adjoint_norms(adjoints),
-        parameters=jax.tree.map(jnp.exp, logs),
-    )
-
-
-def retrace(objective: Objective, params: ModelParams, carry: State, run: Run) -> Trajectory:
-    """The trajectory of a run; gated cells' pre-activations are one product over all t."""
-    cell = objective.model.cell
-    trajectory = Trajectory(carry, run.inputs, run.states)
-    if cell.affine is None or cell.affine.slope is not None:
-        return trajectory
-    previous = jax.tree.map(
-        lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), carry, run.states
-    )
-    return trajectory._replace(
-        projected=cell.affine.project(params.cell, run.inputs),
-        recurred=cell.affine.recur(params.cell, previous),
-    )
-
-
-def next_step_objective(model: Model, loss: Callable[[Array, Array], Array]) -> Objective:
-    """An output and a loss at every step; the state is carried on (truncated BPTT).
-
-    Args:
-        model: a `sequence_model`.
-        loss: `(outputs [T, B, O], targets [T, B, O]) -> [T, B]`.
-    """
-
-    def run(params: ModelParams, carry: State, batch: Batch, perturbations: State) -> Run:
-        outputs, states = apply(model, params, carry, batch.inputs, perturbations=perturbations)
-        final = jax.tree.map(lambda s: s[-1], states)
-        return Run(loss(outputs, batch.targets), batch.inputs, states, final)
-
-    return Objective(model, run, lambda batch: batch.inputs.shape[0])
-
-
-def closed_loop_objective(
-    model: Model, loss: Callable[[Array, Array], Array], warmup_steps: int
-) -> Objective:
-    """True inputs for `warmup_steps`, then the model's own outputs, and a loss at every step.
-
-    The gradient runs through the whole free run, so the network learns to correct itself instead
-    of being surprised by its own errors. Every iteration starts from the zero state.
-
-    Args:
-        model: a `sequence_model` with as many outputs as inputs.
-        loss: `(outputs [T, B, D], targets [T, B, D]) -> [T, B]`.
-        warmup_steps: number of true inputs; the batch's remaining steps run free.
-    """
-
-    def run(params: ModelParams, carry: State, batch: Batch, perturbations: State) -> Run:
-        num_steps = batch.inputs.shape[0]
-        if not 1 <= warmup_steps < num_steps:
-            raise ValueError(
-                f"warmup_steps is {warmup_steps}, but the batch has {num_steps} steps: give at "
-                f"least 1 and leave at least one for the free run"
-            )
-        # The last true input is the free run's first.
-        split = warmup_steps - 1
-        before, after = (
-            jax.tree.map(lambda p, s=part: p[s], perturbations)
-            for part in (slice(None, split), slice(split, None))
-        )
-        parts = []
-        state = carry
-        if split:
-            outputs, states = apply(
-                model, params, state, batch.inputs[:split], perturbations=before
-            )
-            state = jax.tree.map(lambda s: s[-1], states)
-            parts.append((outputs, states))
-        parts.append(
-            free_run(
-                model, params, state, batch.inputs[split], num_steps - split, perturbations=after
-            )
-        )
-        outputs, states = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-        inputs = jnp.concatenate([batch.inputs[:warmup_steps], outputs[split:-1]])
-        return Run(loss(outputs, batch.targets), inputs, states, carry)
-
-    return Objective(model, run, lambda batch: batch.inputs.shape[0])
 
 
 @functools.partial(jax.jit, static_argnames=("model", "optimizer", "input_size", "batch_size"))
@@ -254,13 +108,6 @@ def train_step(
         carry=run.carry,
     )
     return new, metrics
-
-
-def mean_loss(run: Run) -> Array:
-    """Mean over a run's steps that count, then over its examples; scalar."""
-    if run.mask is None:
-        return jnp.mean(run.step_losses)
-    return jnp.mean(masked_mean(run.step_losses, run.mask, axis=0))
 
 
 def scan_steps(

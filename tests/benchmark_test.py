@@ -405,7 +405,7 @@ def test_rows_of_the_iteration_compare_both_of_ours_with_every_other(monkeypatch
 def test_traces_change_nothing_but_what_is_recorded():
     parts = sine.setup(tutorial.CONFIG)
     run = {}
-    for trace in (traces.trace_nothing, traces.train.trace_states):
+    for trace in (traces.trace_nothing, traces.traces.trace_states):
         state, key = tutorial.start()
         run[trace] = traces.train.train_chunk(
             parts.objective, parts.optimizer, parts.sample, state, key, 5, trace
@@ -423,7 +423,7 @@ def test_rows_of_the_traces_put_on_over_off(monkeypatch):
 
     def training(shape, trace, iterations):
         asked.append(iterations)
-        return Side(lambda: 3.0 if trace is traces.train.trace_states else 2.0, iterations)
+        return Side(lambda: 3.0 if trace is traces.traces.trace_states else 2.0, iterations)
 
     monkeypatch.setattr(traces, "training", training)
     (row,), _ = traces.findings(iterations=8, repeats=4)

@@ -8,7 +8,7 @@ import reference
 from training import D, H, T, library_params, random_batch, trace_a_step
 
 import rnn_jax
-from rnn_jax import losses, train
+from rnn_jax import losses, objectives
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def rng():
 def test_closed_loop_reads_its_own_outputs_after_the_warmup(x64, rng, warmup_steps):
     weights, batch = reference.random_weights(rng, D, H, D), random_batch(rng, 3)
     model = rnn_jax.sequence_model(rnn_jax.elman(H), D)
-    objective = train.closed_loop_objective(model, losses.squared_error, warmup_steps)
+    objective = objectives.closed_loop_objective(model, losses.squared_error, warmup_steps)
     s_0 = rng.normal(size=(3, H))
 
     s, x, inputs, states, step_losses = s_0, np.asarray(batch.inputs[0]), [], [], []
@@ -47,13 +47,13 @@ def test_closed_loop_reads_its_own_outputs_after_the_warmup(x64, rng, warmup_ste
 @pytest.mark.parametrize("warmup_steps", [0, -1, T, T + 1])
 def test_closed_loop_wants_a_warmup_within_the_batch(rng, warmup_steps):
     model = rnn_jax.sequence_model(rnn_jax.elman(H), D)
-    objective = train.closed_loop_objective(model, losses.squared_error, warmup_steps)
+    objective = objectives.closed_loop_objective(model, losses.squared_error, warmup_steps)
     with pytest.raises(ValueError, match=f"warmup_steps is {warmup_steps}.* has {T} steps"):
         trace_a_step(objective, random_batch(rng, 3))
 
 
 def test_closed_loop_wants_outputs_that_are_inputs(rng):
     model = rnn_jax.sequence_model(rnn_jax.elman(H), D + 1)
-    objective = train.closed_loop_objective(model, losses.squared_error, 2)
+    objective = objectives.closed_loop_objective(model, losses.squared_error, 2)
     with pytest.raises(ValueError, match=r"outputs have shape \(3, 3\) and inputs \(3, 2\)"):
         trace_a_step(objective, random_batch(rng, 3))

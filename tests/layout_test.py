@@ -9,7 +9,6 @@ ROOT = Path(__file__).parents[1]
 LIBRARY, EXPERIMENTS, TESTS = (ROOT / name for name in ("rnn_jax", "experiments", "tests"))
 
 FOUNDATION = {"types", "initializers", "cells", "adjoint", "unroll", "model", "losses", "norms"}
-TRAINING = FOUNDATION | {"gradflow", "optim"}
 
 ALLOWED = {
     "types": set(),
@@ -17,15 +16,18 @@ ALLOWED = {
     "losses": {"types"},
     "norms": {"types"},
     "optim": {"types"},
-    "tasks": {"types"},
+    "tasks": {"losses", "types"},
     "cells": {"types", "initializers"},
     "bridge": {"cells", "types"},
     "adjoint": {"cells", "types"},
     "unroll": {"adjoint", "cells", "types"},
     "model": {"cells", "unroll", "initializers", "types"},
     "gradflow": FOUNDATION,
-    "train": TRAINING,
-    "sweep": TRAINING | {"train", "sharding", "tasks"},
+    "objectives": FOUNDATION | {"tasks"},
+    "traces": FOUNDATION | {"gradflow", "objectives"},
+    "regularizers": FOUNDATION | {"gradflow", "objectives"},
+    "train": FOUNDATION | {"objectives", "optim", "regularizers", "traces"},
+    "sweep": {"sharding", "types"},
     "plots": set(),
     "records": set(),
     "checkpoint": set(),

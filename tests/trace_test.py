@@ -20,7 +20,7 @@ from training import (
 )
 
 import rnn_jax
-from rnn_jax import losses, optim, train
+from rnn_jax import losses, objectives, optim, traces
 from rnn_jax.types import Batch
 
 
@@ -53,7 +53,7 @@ def test_copies_of_an_example_change_no_metric(x64, rng):
     for copies in (1, 6):
         state = train_state(library_params(weights), optimizer, np.full((copies, H), 0.1))
         several = Batch(*(np.tile(a, (1, copies, 1)) for a in batch[:2]))
-        seen.append(step(objective, optimizer, state, several, train.trace_parameters)[1])
+        seen.append(step(objective, optimizer, state, several, traces.trace_parameters)[1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *seen)
 
 
@@ -81,7 +81,7 @@ def test_summands_of_an_elman_cell_equal_those_by_hand(x64, rng, batch_size):
     s_0 = rng.normal(size=(batch_size, H))
     optimizer = optim.recorded(optax.sgd(1.0))
     state = train_state(library_params(weights), optimizer, s_0)
-    _, metrics = step(elman_objective(), optimizer, state, batch, train.trace_parameters)
+    _, metrics = step(elman_objective(), optimizer, state, batch, traces.trace_parameters)
     x, y = np.asarray(batch.inputs), np.asarray(batch.targets)
     by_hand = reference.forward(weights, TANH, s_0, x, y)
     gradients = reference.backward(weights, TANH, s_0, x, y, by_hand)
@@ -138,10 +138,10 @@ def test_summands_equal_those_of_separate_weights(x64, rng, name, batch_size):
     model = rnn_jax.sequence_model(CELLS[name.split(",")[0]], D)
     if "closed loop" in name:
         warmup_steps = 3
-        objective = train.closed_loop_objective(model, losses.squared_error, warmup_steps)
+        objective = objectives.closed_loop_objective(model, losses.squared_error, warmup_steps)
     else:
         warmup_steps = T
-        objective = train.next_step_objective(model, losses.squared_error)
+        objective = objectives.next_step_objective(model, losses.squared_error)
     shapes = jax.eval_shape(lambda key: model.init(key, D), jax.random.key(0))
     params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape)), shapes)
     carry = jax.tree.map(
@@ -150,7 +150,7 @@ def test_summands_equal_those_of_separate_weights(x64, rng, name, batch_size):
     )
     batch, optimizer = random_batch(rng, batch_size), optim.recorded(optax.sgd(1.0))
     start = train_state(params, optimizer, carry)
-    end, metrics = step(objective, optimizer, start, batch, train.trace_parameters)
+    end, metrics = step(objective, optimizer, start, batch, traces.trace_parameters)
 
     @jax.jit
     def by_hand(params):

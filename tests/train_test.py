@@ -27,7 +27,7 @@ from training import (
 import rnn_jax
 from experiments import options
 from experiments.sine import SineConfig, run
-from rnn_jax import initializers, losses, optim, train
+from rnn_jax import initializers, losses, objectives, optim, train
 from rnn_jax.tasks import sine
 
 FLAGS_FILES = Path(__file__).parents[1] / "experiments" / "flags"
@@ -164,10 +164,10 @@ def test_mean_loss_counts_only_masked_steps(x64, rng):
     step_losses = rng.normal(size=(T, 3)) ** 2
     lengths = np.array([1, T, 3])
     mask = np.arange(T)[:, None] < lengths
-    given = train.mean_loss(train.Run(jnp.asarray(step_losses), None, None, None, mask))
+    given = objectives.mean_loss(objectives.Run(jnp.asarray(step_losses), None, None, None, mask))
     wanted = np.mean([step_losses[:length, b].mean() for b, length in enumerate(lengths)])
     np.testing.assert_allclose(given, wanted, rtol=1e-13)
-    given = train.mean_loss(train.Run(jnp.asarray(step_losses), None, None, None))
+    given = objectives.mean_loss(objectives.Run(jnp.asarray(step_losses), None, None, None))
     np.testing.assert_allclose(given, step_losses.mean(), rtol=1e-13)
 
 

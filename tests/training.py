@@ -7,7 +7,7 @@ import optax
 import reference
 
 import rnn_jax
-from rnn_jax import losses, optim, train
+from rnn_jax import losses, objectives, optim, train
 from rnn_jax.types import Batch
 
 TANH = reference.PHI["tanh"]
@@ -37,7 +37,7 @@ def train_state(params, optimizer, carry):
 
 def elman_objective(hidden_size=H, outputs=D):
     model = rnn_jax.sequence_model(rnn_jax.elman(hidden_size), outputs)
-    return train.next_step_objective(model, losses.squared_error)
+    return objectives.next_step_objective(model, losses.squared_error)
 
 
 def random_batch(rng, batch_size):

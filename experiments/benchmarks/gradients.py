@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnn_jax
-from rnn_jax import train
+from rnn_jax import objectives
 from rnn_jax.tasks import sine
 from rnn_jax.types import Array, Batch
 from rnn_jax.unroll import zero_perturbations
@@ -42,13 +42,15 @@ def example(hidden_size: int, seed: int = 0) -> Example:
     return Example(params, carry, sine.sampler(1)(batch_key))
 
 
-def ours(objective: train.Objective) -> Gradient:
+def ours(objective: objectives.Objective) -> Gradient:
     """The gradient as a training step of ours computes it."""
 
     @jax.jit
     def gradients(params: Any, carry: Array, batch: Batch) -> Any:
         zeros = zero_perturbations(carry, objective.num_steps(batch))
-        return jax.grad(lambda p: train.mean_loss(objective.run(p, carry, batch, zeros)))(params)
+        return jax.grad(lambda p: objectives.mean_loss(objective.run(p, carry, batch, zeros)))(
+            params
+        )
 
     return gradients
 

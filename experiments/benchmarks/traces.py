@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from experiments import sine as sine_experiment
 from experiments.benchmarks.report import COST, Findings, Row, Wanted
 from experiments.benchmarks.timing import Side, interleaved, stopwatch
-from rnn_jax import train
+from rnn_jax import objectives, traces, train
 from rnn_jax.model import ModelParams
 from rnn_jax.tasks import sine
 from rnn_jax.types import State
@@ -29,10 +29,10 @@ SHAPES = (Shape(16, 1, 49, cost=1), Shape(128, 64, 100, cost=200))
 
 
 def trace_nothing(
-    objective: train.Objective,
+    objective: objectives.Objective,
     params: ModelParams,
     carry: State,
-    run: train.Run,
+    run: objectives.Run,
     adjoints: State,
 ) -> tuple[()]:
     """No trace at all; XLA then drops whatever only a trace would need."""
@@ -40,7 +40,7 @@ def trace_nothing(
     return ()
 
 
-def training(shape: Shape, trace: train.Trace, iterations: int) -> Side:
+def training(shape: Shape, trace: traces.Trace, iterations: int) -> Side:
     """`iterations` training steps on sine waves as one XLA program."""
     config = sine_experiment.SineConfig(
         hidden_size=shape.hidden_size, batch_size=shape.batch_size, init="orthogonal"
@@ -69,7 +69,7 @@ def findings(iterations: int, repeats: int) -> Findings:
         count = max(1, iterations // shape.cost)
         times = interleaved(
             {
-                f"traces on, H = {shape.hidden_size}": training(shape, train.trace_states, count),
+                f"traces on, H = {shape.hidden_size}": training(shape, traces.trace_states, count),
                 f"traces off, H = {shape.hidden_size}": training(shape, trace_nothing, count),
             },
             repeats,
