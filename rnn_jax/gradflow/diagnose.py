@@ -15,21 +15,18 @@ from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.backward import LastStep, prepare, scan_adjoints
 from rnn_jax.gradflow.jacobians import lyapunov_spectrum
 from rnn_jax.gradflow.profile import (
-    FEWEST_STEPS,
-    SURVIVAL,
     fit_slope,
+    is_sure,
     lag_profile,
     memory_horizon,
     relative_to_last,
     saturation,
+    verdict_of,
 )
 from rnn_jax.gradflow.remedies import Remedy, remedies
 from rnn_jax.gradflow.scaled import log_norm
 from rnn_jax.types import Array, Params, State, StepLosses
 from rnn_jax.unroll import check_fit
-
-MAJORITY = 0.9
-"""Share of the examples that must agree on a verdict."""
 
 
 class Diagnosis(NamedTuple):
@@ -145,7 +142,7 @@ def diagnose(
     profile = lag_profile(logs, last)
     _check_profile(profile)
     fit = fit_slope(profile)
-    verdict = _verdict(profile)
+    verdict = verdict_of(profile)
     horizon = 0.0 if verdict == "dead" else memory_horizon(profile, fit)
     saturated, switches = math.nan, False
     if cell.affine is not None and cell.affine.slope is not None:
@@ -161,7 +158,7 @@ def diagnose(
     slope = fit.slope
     return Diagnosis(
         verdict=verdict,
-        sure=_sure(verdict, fit.slope, fit.error, len(profile)),
+        sure=is_sure(verdict, fit.slope, fit.error, len(profile)),
         slope=slope,
         slope_error=fit.error,
         fit_steps=(len(profile) - fit.last, len(profile) - fit.first),
@@ -225,27 +222,6 @@ def _last_loss(trajectory: Trajectory, immediate: State, only_last: bool) -> tup
     return last, immediate
 
 
-def _verdict(profile: np.ndarray) -> str:
-    """One word for a lag profile `[T, B]` in nats."""
-    words = [_verdict_of_example(column[~np.isnan(column)]) for column in profile.T]
-    names, counts = np.unique(words, return_counts=True)
-    return str(names[np.argmax(counts)]) if counts.max() >= MAJORITY * len(words) else "mixed"
-
-
-def _verdict_of_example(logs: np.ndarray) -> str:
-    if len(logs) == 0 or np.isneginf(logs[-1]) or np.isneginf(logs[0]):
-        return "dead"
-    limit = -math.log(SURVIVAL)
-    change, peak, trough = logs[-1] - logs[0], logs.max() - logs[0], logs.min() - logs[0]
-    if change > limit:
-        return "exploding"
-    if peak > limit:
-        return "mixed"
-    if change < -limit:
-        return "vanishing"
-    return "mixed" if trough < -limit else "healthy"
-
-
 def _check_profile(profile: np.ndarray) -> None:
     """`ValueError` for a loss whose own gradient is NaN or inf; -inf means an exact zero."""
     if np.isnan(profile[0]).any() or np.isposinf(profile).any():
@@ -253,14 +229,3 @@ def _check_profile(profile: np.ndarray) -> None:
             "the states are finite, but the gradient of step_losses is not (a square root or a "
             "norm at 0, say); origin_of_nonfinite tells the time step"
         )
-
-
-def _sure(verdict: str, slope: float, error: float, num_steps: int) -> bool:
-    if verdict == "dead":
-        return True
-    if num_steps < FEWEST_STEPS or not math.isfinite(error):
-        return False
-    if verdict == "healthy":
-        # The slope's whole error bar must stay within what still counts as healthy.
-        return (abs(slope) + 2 * error) * num_steps < -2 * math.log(SURVIVAL)
-    return verdict == "mixed" or abs(slope) > 2 * error

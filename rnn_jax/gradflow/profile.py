@@ -12,6 +12,8 @@ SURVIVAL = 1e-3
 """Below this share of its recent value a gradient counts as lost, above the inverse as wild."""
 FEWEST_STEPS = 5
 """Lags below which no slope is fitted."""
+MAJORITY = 0.9
+"""Share of the examples that must agree on a verdict."""
 
 
 class SlopeFit(NamedTuple):
@@ -115,3 +117,36 @@ def memory_horizon(profile: np.ndarray, fit: SlopeFit) -> float:
 def saturation(slopes: Array, threshold: float = 0.05) -> Array:
     """Share of units and steps with phi' below the threshold; scalar."""
     return jnp.mean((slopes < threshold).astype(slopes.dtype))
+
+
+def verdict_of(profile: np.ndarray) -> str:
+    """One word for a lag profile `[N, B]` in nats; the words are those of `Diagnosis.verdict`."""
+    words = [_verdict_of_example(column[~np.isnan(column)]) for column in profile.T]
+    names, counts = np.unique(words, return_counts=True)
+    return str(names[np.argmax(counts)]) if counts.max() >= MAJORITY * len(words) else "mixed"
+
+
+def _verdict_of_example(logs: np.ndarray) -> str:
+    if len(logs) == 0 or np.isneginf(logs[-1]) or np.isneginf(logs[0]):
+        return "dead"
+    limit = -math.log(SURVIVAL)
+    change, peak, trough = logs[-1] - logs[0], logs.max() - logs[0], logs.min() - logs[0]
+    if change > limit:
+        return "exploding"
+    if peak > limit:
+        return "mixed"
+    if change < -limit:
+        return "vanishing"
+    return "mixed" if trough < -limit else "healthy"
+
+
+def is_sure(verdict: str, slope: float, error: float, num_steps: int) -> bool:
+    """Whether a verdict rests on enough steps and on a slope well clear of its error."""
+    if verdict == "dead":
+        return True
+    if num_steps < FEWEST_STEPS or not math.isfinite(error):
+        return False
+    if verdict == "healthy":
+        # The slope's whole error bar must stay within what still counts as healthy.
+        return (abs(slope) + 2 * error) * num_steps < -2 * math.log(SURVIVAL)
+    return verdict == "mixed" or abs(slope) > 2 * error
