@@ -35,9 +35,9 @@ from experiments.networks import (
 )
 from experiments.options import UsageError, check, launch, option
 from experiments.runner import open_workdir, use_compilation_cache
+from experiments.sweep_theory import predicted_slope as theory_of
 from rnn_jax import gradflow, plots, records
 from rnn_jax.cells import ACTIVATIONS
-from rnn_jax.gradflow import mean_field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,22 +103,11 @@ def network_of(config: FlowConfig, gain: float | None = None) -> Network:
 
 
 def predicted_slope(config: FlowConfig, gain: float) -> float | None:
-    """What theory says of a fresh network before any run; None where it says nothing.
-
-    With hardly any input an Elman network rests at 0, where its slope is ln of the spectral radius.
-    """
-    if (
-        config.run
-        or config.cell != "elman"
-        or config.activation not in ("tanh", "relu", "identity")
-    ):
+    """What theory says of a fresh network before any run; None where it says nothing."""
+    if config.run:
         return None
-    if config.recurrent_init == "gaussian":
-        # Unit normal U: the input's variance is that of x.
-        return float(mean_field.mean_field_slope(config.activation, gain, config.input_std).slope)
-    if config.recurrent_init in ("orthogonal", "identity") and gain <= 1:
-        return float(np.log(gain))
-    return None
+    # Unit normal U: the input's variance is that of x.
+    return theory_of(config.cell, config.activation, config.recurrent_init, gain, config.input_std)
 
 
 def compare(config: FlowConfig) -> list[plots.Flow]:

@@ -12,7 +12,7 @@ from rnn_jax import initializers, losses, records
 from rnn_jax.types import Array, Initializer, Params, State, StepLosses
 
 CELLS = ("elman", "leaky", "lstm", "gru")
-RECURRENT_INITS: dict[str, Callable[[float], Initializer]] = {
+RECURRENT_INITS: dict[str, Callable[[Any], Initializer]] = {
     "orthogonal": initializers.orthogonal,
     "gaussian": initializers.gaussian,
     "identity": initializers.identity,
@@ -44,16 +44,29 @@ def _scaled(gain: float, init: Initializer) -> Initializer:
 
 
 def make_cell(
-    name: str, hidden_size: int, activation: str, recurrent_init: str, gain: float
+    name: str,
+    hidden_size: int,
+    activation: str,
+    recurrent_init: str,
+    gain: float | Array,
+    *,
+    leak: float | Array = 0.1,
+    bias_std: float | Array = 0.0,
+    forget_bias: float | Array = 1.0,
 ) -> rnn_jax.Cell:
-    """A cell by name; U is scaled so that unit inputs give unit pre-activations."""
+    """A cell by name; U is scaled so that unit inputs give unit pre-activations.
+
+    Numbers may be traced: a sweep varies them within one program.
+    """
     W = RECURRENT_INITS[recurrent_init](gain)
+    bias = initializers.normal(bias_std)
     if name == "elman":
-        return rnn_jax.elman(hidden_size, activation, recurrent_init=W)
+        return rnn_jax.elman(hidden_size, activation, recurrent_init=W, bias_init=bias)
     if name == "leaky":
-        return rnn_jax.leaky(hidden_size, activation, recurrent_init=W)
-    make = {"lstm": rnn_jax.lstm, "gru": rnn_jax.gru}[name]
-    return make(hidden_size, recurrent_init=W)
+        return rnn_jax.leaky(hidden_size, activation, leak, recurrent_init=W, bias_init=bias)
+    if name == "lstm":
+        return rnn_jax.lstm(hidden_size, recurrent_init=W, forget_bias=forget_bias)
+    return rnn_jax.gru(hidden_size, recurrent_init=W)
 
 
 def fresh_network(

@@ -1,6 +1,7 @@
 """How far a run is: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,13 +9,18 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+SECONDS_BETWEEN_LINES = 1.0
+
 Report = Callable[[int, str], None]
 """`(steps done, text beside it)`."""
 
 
 @contextlib.contextmanager
-def progress(total: int, unit: str = "iteration") -> Iterator[Report]:
+def progress(total: int, unit: str = "iteration", shown: bool = True) -> Iterator[Report]:
     """Yields a function to call with the number of steps done and a few words of news."""
+    if not shown:
+        yield lambda done, news: None
+        return
     if sys.stderr.isatty():
         columns = (
             TextColumn(f"{unit} {{task.completed:,}}/{{task.total:,}}"),
@@ -29,9 +35,14 @@ def progress(total: int, unit: str = "iteration") -> Iterator[Report]:
         return
 
     start = time.monotonic()
+    written = [-math.inf]
 
     def report(done: int, news: str) -> None:
-        left = (time.monotonic() - start) / done * (total - done)
+        now = time.monotonic()
+        if now - written[0] < SECONDS_BETWEEN_LINES and done < total:
+            return
+        written[0] = now
+        left = (now - start) / done * (total - done)
         sys.stderr.write(f"{unit} {done}/{total}  {news}  {left:.0f} s left\n")
         sys.stderr.flush()
 

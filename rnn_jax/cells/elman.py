@@ -125,7 +125,7 @@ def elman(
 def leaky(
     hidden_size: int,
     activation: str = "tanh",
-    leak: float = 0.1,
+    leak: float | Array = 0.1,
     kernel_init: Initializer | None = None,
     recurrent_init: Initializer | None = None,
     bias_init: Initializer = initializers.zeros,

@@ -48,7 +48,7 @@ def lstm(
     hidden_size: int,
     kernel_init: Initializer | None = None,
     recurrent_init: Initializer | None = None,
-    forget_bias: float = 1.0,
+    forget_bias: float | Array = 1.0,
 ) -> Cell:
     """LSTM, c_t = f c_{t-1} + i g and h_t = o tanh(c_t).
 

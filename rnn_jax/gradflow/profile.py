@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from rnn_jax.types import Array
 
@@ -32,7 +33,7 @@ class SlopeFit(NamedTuple):
     last: int
 
 
-def lag_profile(log_norms: Array, last_step: Array) -> np.ndarray:
+def lag_profile(log_norms: ArrayLike, last_step: ArrayLike) -> np.ndarray:
     """ln|dL/ds_t| as a function of the lag from each example's last loss.
 
     Args:

@@ -13,6 +13,7 @@ from rnn_jax.plots.flow import (
 )
 from rnn_jax.plots.speed import speed_ratios
 from rnn_jax.plots.style import natural_log
+from rnn_jax.plots.sweep import Curve, Panel, phase_diagram, prediction, slopes_along, success
 from rnn_jax.plots.training import (
     free_run,
     gradient_heatmap,
@@ -22,7 +23,9 @@ from rnn_jax.plots.training import (
 )
 
 __all__ = [
+    "Curve",
     "Flow",
+    "Panel",
     "credit_heatmap",
     "eigenvalue_plane",
     "exponent_spectrum",
@@ -34,8 +37,12 @@ __all__ = [
     "loss_curve",
     "natural_log",
     "parameter_heatmaps",
+    "phase_diagram",
+    "prediction",
     "singular_values_by_lag",
+    "slopes_along",
     "speed_ratios",
+    "success",
     "summand_profile",
     "truncation_curve",
 ]

@@ -1,0 +1,2 @@
+TASKS = ("sine",)
+OPTIMIZERS = ("adam", "sgd")

@@ -1,0 +1,216 @@
+"""Groups of networks, run batch by batch into a folder that survives any end of the process.
+
+A group shares one compiled program: its structure is fixed, its numbers differ from lane to lane.
+
+parts/NAME.npz, NAME.jsonl    the arrays and the lines of a finished batch
+networks.jsonl                one line a network, when all are done
+arrays/NAME_GROUP.npy         profiles and curves, `[networks of the group, ...]`
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from experiments.progress import progress
+from rnn_jax import records, sharding, sweep
+from rnn_jax.sweep import Fit
+
+PARTS = "parts"
+NETWORKS = "networks.jsonl"
+
+Row = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+
+
+class Group(NamedTuple):
+    """Networks of one structure.
+
+    Attributes:
+        settings: what all of them share; part of each line.
+        numbers: name -> one number a network, `[N]`; handed to `fit` in float32.
+        seeds: `[N]`.
+        fit: `(numbers, key) -> name -> array`, of one network.
+        describe: `(line so far, arrays of one network) -> (what to add to the line, arrays to
+            keep)`.
+    """
+
+    settings: Row
+    numbers: Arrays
+    seeds: np.ndarray
+    fit: Fit
+    describe: Callable[[Row, Arrays], tuple[Row, Arrays]]
+
+
+class Layout(NamedTuple):
+    """How networks are spread; none of it changes a result.
+
+    Attributes:
+        width: networks side by side in a block.
+        lanes: networks in a batch, which is what a killed process repeats at most.
+        mesh: the devices.
+    """
+
+    width: int
+    lanes: int
+    mesh: jax.sharding.Mesh
+
+
+def run_groups(groups: list[Group], workdir: Path, seed: int, layout: Layout) -> list[Row]:
+    """Runs what is not yet done, and gathers all lines; call it in every process.
+
+    Args:
+        groups: in the order of their networks' indices.
+        workdir: an open folder, held by this process. Only the writing process touches it.
+        seed: of all networks; network n draws from fold_in(key(seed), its own seed).
+        layout: how to spread them.
+
+    Returns:
+        The lines of all networks, in order; empty in processes that do not write.
+
+    Raises:
+        ValueError: the folder cannot be written any more; what was finished is in it.
+    """
+    total = sum(len(group.seeds) for group in groups)
+    done = sharding.only_writer(lambda: finished(workdir, total))
+    if not done.all():
+        _run_missing(groups, workdir, seed, layout, done.astype(bool))
+    sharding.only_writer(lambda: _gather_parts(workdir, groups, total))
+    return load_rows(workdir) if sharding.is_writer() else []
+
+
+def _run_missing(
+    groups: list[Group], workdir: Path, seed: int, layout: Layout, done: np.ndarray
+) -> None:
+    """Computes and writes the networks that are not done."""
+    if done.any() and sharding.is_writer():
+        logging.warning("%d of %d networks are there from before", done.sum(), len(done))
+    writer = sharding.is_writer()
+    with progress(len(done), "network", shown=writer) as report:
+        first, count = 0, int(done.sum())
+        start, before = time.monotonic(), count
+        for number, group in enumerate(groups):
+            size = len(group.seeds)
+            missing = np.flatnonzero(~done[first : first + size])
+            for part in _batches(group, seed, layout, missing):
+                if writer:
+                    _write_part(workdir, group, number, first, part)
+                count += len(part.indices)
+                rate = (count - before) / (time.monotonic() - start)
+                report(count, f"{rate:.3g} a second, group {number + 1} of {len(groups)}")
+            first += size
+
+
+def _batches(group: Group, seed: int, layout: Layout, missing: np.ndarray) -> Any:
+    if not len(missing):
+        return iter(())
+    keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(seed), s))(group.seeds)
+    numbers = {name: values.astype(np.float32) for name, values in group.numbers.items()}
+    return sweep.batches(
+        group.fit,
+        numbers,
+        keys,
+        width=layout.width,
+        lanes=layout.lanes,
+        mesh=layout.mesh,
+        indices=missing,
+    )
+
+
+def _write_part(workdir: Path, group: Group, number: int, first: int, part: sweep.Lanes) -> None:
+    """A batch's arrays and then its lines: where the lines are, the batch is whole."""
+    rows, kept = [], []
+    for lane, index in enumerate(part.indices):
+        point = {
+            "network": int(first + index),
+            **group.settings,
+            **{name: float(values[index]) for name, values in group.numbers.items()},
+            "seed": int(group.seeds[index]),
+        }
+        found, arrays = group.describe(
+            point, {name: values[lane] for name, values in part.results.items()}
+        )
+        rows.append({**point, **found})
+        kept.append(arrays)
+    name = f"{number:04d}-{part.indices[0]:06d}-{part.indices[-1]:06d}"
+    try:
+        records.write_arrays(
+            workdir / PARTS / f"{name}.npz",
+            {key: np.stack([arrays[key] for arrays in kept]) for key in kept[0]},
+        )
+        records.write_atomically(workdir / PARTS / f"{name}.jsonl", records.json_lines(rows))
+    except OSError as error:
+        raise ValueError(
+            records.cannot_write(workdir, error) + ": the same command goes on from there"
+        ) from error
+
+
+def finished(workdir: Path, total: int) -> np.ndarray:
+    """Which networks are done, `[total]` of 0 and 1; parts that cannot be read are dropped."""
+    done = np.zeros(total, np.int64)
+    if (workdir / NETWORKS).exists():
+        return done + 1
+    (workdir / PARTS).mkdir(exist_ok=True)
+    for path in _part_names(workdir):
+        try:
+            indices = [row["network"] for row in _read_lines(path)]
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+                whole = all(len(arrays[name]) == len(indices) for name in arrays.files)
+        except (OSError, ValueError, KeyError, EOFError):
+            whole = False
+        if whole:
+            done[indices] = 1
+        else:
+            logging.warning("%s cannot be read; its networks are computed again", path)
+            path.unlink()
+    return done
+
+
+def _part_names(workdir: Path) -> list[Path]:
+    """The line files of all finished batches, in the order of their networks."""
+    return sorted((workdir / PARTS).glob("*.jsonl"))
+
+
+def _read_lines(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _gather_parts(workdir: Path, groups: list[Group], total: int) -> np.ndarray:
+    """Puts all parts together, and drops them once the whole is on disk."""
+    if (workdir / NETWORKS).exists():
+        return np.zeros(0, np.int64)
+    try:
+        rows: list[Row] = []
+        for number in range(len(groups)):
+            names = [path for path in _part_names(workdir) if path.name.startswith(f"{number:04d}")]
+            lines = [_read_lines(path) for path in names]
+            order = np.argsort([row["network"] for part in lines for row in part], kind="stable")
+            loaded = [dict(np.load(path.with_suffix(".npz"), allow_pickle=False)) for path in names]
+            for key in loaded[0]:
+                stacked = np.concatenate([arrays[key] for arrays in loaded])
+                records.save_array(workdir, f"{key}_{number:04d}", stacked[order])
+            rows += [row for part in lines for row in part]
+        rows.sort(key=lambda row: row["network"])
+        assert [row["network"] for row in rows] == list(range(total))
+        records.write_atomically(workdir / NETWORKS, records.json_lines(rows))
+        shutil.rmtree(workdir / PARTS)
+    except OSError as error:
+        raise ValueError(records.cannot_write(workdir, error)) from error
+    return np.zeros(0, np.int64)
+
+
+def load_rows(workdir: str | Path) -> list[Row]:
+    """The lines of a finished sweep."""
+    return _read_lines(Path(workdir) / NETWORKS)
+
+
+def start_afresh(workdir: Path) -> None:
+    """Drops what an earlier sweep left in the folder."""
+    (workdir / NETWORKS).unlink(missing_ok=True)
+    shutil.rmtree(workdir / PARTS, ignore_errors=True)

@@ -1,0 +1,101 @@
+"""Devices and hosts: start-up, the mesh that networks are spread over, and moves between hosts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+LANES = "lanes"
+"""The mesh axis along which networks are spread."""
+
+
+def connect(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+    """Joins the processes of a distributed run; call it before anything touches a device.
+
+    Args:
+        coordinator_address: `host:port` of process 0. Empty lets JAX ask SLURM, Kubernetes, Open
+            MPI or the TPU pod it runs on.
+        num_processes: how many there are; 0 to ask likewise.
+        process_id: which one this is; -1 to ask likewise.
+
+    Raises:
+        ValueError: some of the three are given and others not, or JAX cannot tell them.
+    """
+    given = (bool(coordinator_address), num_processes > 0, process_id >= 0)
+    if any(given) and not all(given):
+        raise ValueError(
+            f"coordinator_address={coordinator_address!r}, num_processes={num_processes}, "
+            f"process_id={process_id}: give all three, or none where SLURM or a TPU pod tells them"
+        )
+    # Collectives between CPUs need a library of their own.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if all(given):
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    else:
+        jax.distributed.initialize()
+
+
+def lanes_mesh(devices: Any = None) -> Mesh:
+    """A mesh of one axis over all devices of all processes, or over those given."""
+    return Mesh(np.asarray(jax.devices() if devices is None else devices), (LANES,))
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Puts arrays `[N, ...]` on the mesh, N split over its devices.
+
+    In a run of several processes each of them holds the same arrays and hands over its own part.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(LANES))
+
+    def put(leaf: Any) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(put, tree)
+
+
+def gather(tree: Any) -> Any:
+    """Arrays spread over a mesh as NumPy arrays, whole in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+
+
+def is_writer() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def from_writer(value: np.ndarray) -> np.ndarray:
+    """The writing process's array in every process; all must call it with one of equal shape."""
+    if jax.process_count() == 1:
+        return value
+    return np.asarray(multihost_utils.broadcast_one_to_all(value))
+
+
+def only_writer(action: Callable[[], np.ndarray]) -> np.ndarray:
+    """Runs `action` in the writing process alone, and returns its array in every process.
+
+    Args:
+        action: it may read and write files. Its array's shape may depend on what it finds.
+
+    Raises:
+        ValueError: the action raised one; its own in the writing process, one that points there in
+            the others, so that none of them waits for ever.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result, failure = np.zeros(0, np.int64), None
+    if is_writer():
+        try:
+            result = action()
+        except ValueError as error:
+            failure = error
+    size = from_writer(np.asarray(-1 if failure else result.size, np.int64))
+    if failure:
+        raise failure
+    if size < 0:
+        raise ValueError("process 0 stopped, and its message says why")
+    return from_writer(result if is_writer() else np.zeros(int(size), np.int64))
