@@ -20,6 +20,7 @@ LABELS = {
     "length": "T, time steps",
     "hidden_size": "H, hidden units",
 }
+TRAINING_NUMBERS = ("learning_rate", "clip_norm")
 THEORY_POINTS = 60
 
 
@@ -56,8 +57,9 @@ def rows_by_group(rows: list[Row], groups: list[Group]) -> list[list[Row]]:
 
 
 def varied(groups: list[Group]) -> list[str]:
-    """The numeric axes with several values, in the order of the flags."""
+    """The axes with several values that a fresh network depends on, in the order of the flags."""
     names = dict.fromkeys(name for group in groups for name in group.numbers)
+    names = {name: None for name in names if name not in TRAINING_NUMBERS}
     return [
         name
         for name in names

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from rnn_jax.losses import masked_mean
 from rnn_jax.model import Model, ModelParams, apply, free_run
+from rnn_jax.tasks.task import Task
 from rnn_jax.types import Array, Batch, State
+from rnn_jax.unroll import valid_steps
 
 
 class Run(NamedTuple):
@@ -111,3 +113,28 @@ def mean_loss(run: Run) -> Array:
     if run.mask is None:
         return jnp.mean(run.step_losses)
     return jnp.mean(masked_mean(run.step_losses, run.mask, axis=0))
+
+
+def task_objective(model: Model, task: Task) -> Objective:
+    """A task's loss; every iteration starts from the state carried in, which stays as it is.
+
+    Args:
+        model: a `last_only` model for a task that is answered at the last step, else a
+            `sequence_model`.
+        task: what is learned. Padding, and steps before its first loss, do not count.
+    """
+
+    def run(params: ModelParams, carry: State, batch: Batch, perturbations: State) -> Run:
+        outputs, states = apply(
+            model, params, carry, batch.inputs, perturbations=perturbations, lengths=batch.lengths
+        )
+        step_losses = task.loss(outputs, batch.targets)
+        mask = None
+        if step_losses.ndim == 2 and (batch.lengths is not None or task.first_loss_step):
+            steps = jnp.broadcast_to(jnp.arange(len(step_losses))[:, None], step_losses.shape)
+            mask = steps >= task.first_loss_step
+            if batch.lengths is not None:
+                mask &= valid_steps(batch.lengths, batch.inputs)
+        return Run(step_losses, batch.inputs, states, carry, mask)
+
+    return Objective(model, run, lambda batch: batch.inputs.shape[0])

@@ -108,6 +108,9 @@ def batches(
     lanes = default_lanes(width, mesh) if lanes is None else lanes
     check_lanes(width, lanes, mesh)
     indices = np.arange(count) if indices is None else np.asarray(indices)
+    # No more lanes than blocks that hold a network.
+    block = width * mesh.size
+    lanes = min(lanes, -(-len(indices) // block) * block)
     program = _program(fit, mesh, width, jax.random.key_impl(keys))
     waiting = None
     for start in range(0, len(indices), lanes):

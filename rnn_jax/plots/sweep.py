@@ -1,9 +1,10 @@
 """Figures of a sweep: where gradients vanish and explode, foretold and found, and who learns."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -54,44 +55,52 @@ def phase_diagram(panels: Sequence[Panel], xlabel: str, ylabel: str, title: str)
     The colour is linear near 0 and logarithmic beyond. The measured edge is drawn thin, the
     predicted one dashed.
     """
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(2.2 + 4.8 * columns, 0.9 + 3.9 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     finite = np.concatenate([panel.slopes[np.isfinite(panel.slopes)] for panel in panels])
     limit = max(2 * LINEAR_SLOPE, float(np.abs(finite).max(initial=0.0)))
     scale = SymLogNorm(LINEAR_SLOPE, vmin=-limit, vmax=limit)
+    measured = predicted = False
     for axes, panel in zip(grid.flat, panels, strict=False):
         image = axes.pcolormesh(
             panel.x, panel.y, panel.slopes, norm=scale, cmap=DIVERGING, shading="nearest"
         )
         axes.set_facecolor("lightgrey")
-        _edge(axes, panel.x, panel.y, panel.slopes, "-", 1.2)
+        measured |= _edge(axes, panel.x, panel.y, panel.slopes, "-", 1.2)
         if panel.theory is not None:
-            _edge(axes, *panel.theory, "--", 2.2)
+            predicted |= _edge(axes, *panel.theory, "--", 2.2)
         dress(axes, panel.name if len(panels) > 1 else title, xlabel, ylabel)
+    used = list(grid.flat)[: len(panels)]
     for axes in list(grid.flat)[len(panels) :]:
         axes.remove()
     if len(panels) > 1:
         figure.suptitle(title, fontsize=14, x=0.01, ha="left")
     figure.colorbar(
-        image, ax=grid, label=rf"slope of $\ln\,|\partial L/\partial s_t|$, {SLOPE}", shrink=0.9
+        image, ax=used, label=rf"slope of $\ln\,|\partial L/\partial s_t|$, {SLOPE}", shrink=0.9
     )
-    lines = [Line2D([], [], color="black", linewidth=1.2, label="measured edge")]
-    if any(panel.theory is not None for panel in panels):
-        lines.append(
-            Line2D([], [], color="black", linestyle="--", linewidth=2.2, label="predicted edge")
-        )
-    grid.flat[0].legend(handles=lines, fontsize=10, loc="upper left", framealpha=0.9)
+    kinds: tuple[tuple[bool, Any, float, str], ...]
+    kinds = ((measured, "-", 1.2, "measured edge"), (predicted, "--", 2.2, "predicted edge"))
+    lines = [
+        Line2D([], [], color="black", linestyle=style, linewidth=width, label=label)
+        for there, style, width, label in kinds
+        if there
+    ]
+    if lines:
+        used[0].legend(handles=lines, fontsize=10, loc="upper left", framealpha=0.9)
     return figure
 
 
 def _edge(
-    axes: object, x: np.ndarray, y: np.ndarray, slopes: np.ndarray, style: str, width: float
-) -> None:
+    axes: Axes, x: np.ndarray, y: np.ndarray, slopes: np.ndarray, style: str, width: float
+) -> bool:
+    """Draws where slopes change sign, if they do."""
     known = slopes[np.isfinite(slopes)]
-    if min(slopes.shape) > 1 and known.size and known.min() < 0 < known.max():
-        axes.contour(x, y, slopes, [0], colors="black", linestyles=style, linewidths=width)  # type: ignore[attr-defined]
+    there = min(slopes.shape) > 1 and known.size > 0 and known.min() < 0 < known.max()
+    if there:
+        axes.contour(x, y, slopes, [0], colors="black", linestyles=style, linewidths=width)
+    return there
 
 
 def slopes_along(
@@ -153,13 +162,11 @@ def success(curves: Sequence[Curve], xlabel: str, title: str) -> Figure:
     return figure
 
 
-def _draw_curve(axes: object, curve: Curve, colour: str) -> None:
+def _draw_curve(axes: Axes, curve: Curve, colour: str) -> None:
     marker = "o" if len(curve.x) < 12 else None
-    axes.plot(  # type: ignore[attr-defined]
-        curve.x, curve.middle, color=colour, linewidth=2, marker=marker, label=curve.name
-    )
+    axes.plot(curve.x, curve.middle, color=colour, linewidth=2, marker=marker, label=curve.name)
     if curve.low is not None and curve.high is not None:
-        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)  # type: ignore[attr-defined]
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _colours(count: int) -> list[str]:

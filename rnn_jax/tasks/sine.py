@@ -6,6 +6,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rnn_jax.losses import squared_error
+from rnn_jax.tasks.task import Task
 from rnn_jax.types import Array, Batch, Key
 
 NUM_POINTS = 50
@@ -42,3 +44,32 @@ def sampler(
         return Batch(inputs=points[:-1], targets=points[1:])
 
     return sample
+
+
+WRONG_ABOVE = 0.01
+"""Mean squared error of a wave from which on it counts as not learned: 2 % of its variance."""
+
+
+def task(length: int, batch_size: int) -> Task:
+    """Predict the next of `length` + 1 points of a sine; a `Task` with an output at every step.
+
+    Without memory the best answer is linear in the point just seen, y = cos(spacing) x, whose mean
+    squared error is sin(spacing)^2 / 2.
+    """
+    if length < 1 or batch_size < 1:
+        raise ValueError(f"length is {length} and batch_size {batch_size}; give at least 1 of each")
+
+    def wrong(outputs: Array, targets: Array) -> Array:
+        error = jnp.mean(squared_error(outputs, targets), axis=0)
+        return (error > WRONG_ABOVE).astype(outputs.dtype)
+
+    return Task(
+        name="sine",
+        sample=sampler(batch_size, length + 1, "real"),
+        input_size=1,
+        output_size=1,
+        loss=squared_error,
+        wrong=wrong,
+        last_only=False,
+        chance_loss=math.sin(SPACING) ** 2 / 2,
+    )
