@@ -5,6 +5,7 @@ Sections, all by default; --sections chooses:
   compile   its 6,000 iterations from fresh weights to the end, compilation included
   traces    training with |dL/ds_t| recorded over training without
   process   the whole process `python -m experiments.sine`, with an empty cache and again
+  sweep     1,000 networks of the tutorial's size: a sweep, one by one, one vmap, PyTorch
   limit     beside a C program of your own, where --limit_source names one
 
 Before anything is timed, the gradients of all sides at the same weights are compared; where they
@@ -32,10 +33,18 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments import sine
-from experiments.benchmarks import flax_loop, gradients, process, report, traces, tutorial
+from experiments.benchmarks import (
+    flax_loop,
+    gradients,
+    process,
+    report,
+    sweeps,
+    traces,
+    tutorial,
+)
 from experiments.benchmarks.report import Findings, Row, Wanted
 from experiments.options import UsageError, check, launch, option
-from experiments.runner import open_workdir, use_compilation_cache
+from experiments.runner import open_workdir, use_compilation_cache, use_cpu_devices
 from rnn_jax import plots, records
 
 TRACE_PAIRS = 3
@@ -49,7 +58,8 @@ class BenchmarkConfig:
     """Settings of a benchmark; see `--help`."""
 
     sections: str = option(
-        "tutorial,compile,traces,process,limit", "comma-separated parts to measure"
+        "tutorial,compile,traces,process,limit",
+        "comma-separated parts to measure; sweep by itself takes a device for each core",
     )
     iterations: int = option(6000, "training iterations in each timed run", minimum=1)
     torch_iterations: int = option(
@@ -86,6 +96,7 @@ SECTIONS: dict[str, Section] = {
         Wanted("<=", 6),
         min(PROCESS_RUNS, config.repeats),
     ),
+    "sweep": lambda config, torch: sweeps.findings(torch, config.repeats),
     "limit": lambda config, torch: process.limit_findings(
         config.limit_source, config.iterations, config.repeats
     ),
@@ -210,6 +221,8 @@ def _version(package: str) -> str | None:
 
 def main(config: BenchmarkConfig) -> None:
     """Runs the benchmark and prints the table."""
+    if config.sections == "sweep":
+        use_cpu_devices(0)
     use_compilation_cache(False)
     result = run(config)
     print(text(result))

@@ -246,9 +246,44 @@ def test_memory_bounds_the_width():
     config = dataclasses.replace(SMALL, cell="elman", hidden_size="200", width=16, lanes=0)
     groups = groups_of(config)
     free = gradient_sweep.layout_of(config, groups)
-    bounded = gradient_sweep.layout_of(dataclasses.replace(config, memory_mb=4), groups)
+    bounded = gradient_sweep.layout_of(dataclasses.replace(config, memory_mb=54), groups)
     assert free.width == 16
     assert bounded.width < 16
+
+
+MEASURE_MEMORY = """
+import resource, sys
+import jax
+from experiments import gradient_sweep
+jax.config.update("jax_num_cpu_devices", 2)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+folder = sys.argv[1]
+tiny = gradient_sweep.SweepConfig(hidden_size="8", length="5", workdir=folder + "/tiny")
+gradient_sweep.run(tiny)
+before = peak()
+gradient_sweep.run(gradient_sweep.SweepConfig(
+    gain="0.5:1:32", hidden_size="128", length="500", batch_size=16, seeds=2,
+    memory_mb=int(sys.argv[2]), workdir=folder + "/large"))
+print("grew by", peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [150, 400])
+def test_memory_stays_within_its_bound(tmp_path, limit):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE_MEMORY, str(tmp_path), str(limit)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0.2 * limit < float(done.stdout.rsplit(maxsplit=1)[-1]) < 1.2 * limit
 
 
 def test_the_critical_gain_of_a_wide_network_without_input_is_1(tmp_path):

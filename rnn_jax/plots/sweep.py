@@ -1,7 +1,7 @@
 """Figures of a sweep: where gradients vanish and explode, foretold and found, and who learns."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -80,13 +80,13 @@ def phase_diagram(panels: Sequence[Panel], xlabel: str, ylabel: str, title: str)
     figure.colorbar(
         image, ax=used, label=rf"slope of $\ln\,|\partial L/\partial s_t|$, {SLOPE}", shrink=0.9
     )
-    kinds: tuple[tuple[bool, Any, float, str], ...]
-    kinds = ((measured, "-", 1.2, "measured edge"), (predicted, "--", 2.2, "predicted edge"))
-    lines = [
-        Line2D([], [], color="black", linestyle=style, linewidth=width, label=label)
-        for there, style, width, label in kinds
-        if there
-    ]
+    lines = []
+    if measured:
+        lines.append(Line2D([], [], color="black", linewidth=1.2, label="measured edge"))
+    if predicted:
+        lines.append(
+            Line2D([], [], color="black", linestyle="--", linewidth=2.2, label="predicted edge")
+        )
     if lines:
         used[0].legend(handles=lines, fontsize=10, loc="upper left", framealpha=0.9)
     return figure
