@@ -6,6 +6,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rnn_jax.losses import squared_error
+from rnn_jax.tasks.task import Task, check_count
 from rnn_jax.types import Array, Batch, Key
 
 NUM_POINTS = 50
@@ -42,3 +44,36 @@ def sampler(
         return Batch(inputs=points[:-1], targets=points[1:])
 
     return sample
+
+
+def task(batch_size: int, num_points: int = NUM_POINTS, tolerance: float = 1e-3) -> Task:
+    """Next-point prediction of waves of any phase, as a `Task` with an answer at every step.
+
+    Args:
+        batch_size: B.
+        num_points: points of each wave; the default spans more than a period and a half.
+        tolerance: a wave is wrong where its mean squared error is above this; the tutorial ends
+            near 1e-3.
+
+    Without memory a point x tells the next but for the direction of the wave: the best answer is
+    x cos(SPACING), and its mean squared error sin(SPACING)^2 / 2.
+    """
+    check_count("batch_size", batch_size, 1)
+    check_count("num_points", num_points, 2)
+
+    def wrong(outputs: Array, targets: Array) -> Array:
+        errors = jnp.mean(squared_error(outputs, targets), axis=0)
+        return (errors > tolerance).astype(outputs.dtype)
+
+    return Task(
+        name="sine",
+        sample=sampler(batch_size, num_points, phases="real"),
+        input_size=1,
+        output_size=1,
+        loss=squared_error,
+        wrong=wrong,
+        last_only=False,
+        chance_loss=math.sin(SPACING) ** 2 / 2,
+        # No wave of a period is near the guess throughout.
+        chance_wrong=1.0,
+    )
