@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax.losses import squared_error
-from rnn_jax.tasks.task import Task
+from rnn_jax.tasks.task import Task, check_count
 from rnn_jax.types import Array, Batch, Key
 
 NUM_POINTS = 50
@@ -46,30 +46,34 @@ def sampler(
     return sample
 
 
-WRONG_ABOVE = 0.01
-"""Mean squared error of a wave from which on it counts as not learned: 2 % of its variance."""
+def task(batch_size: int, num_points: int = NUM_POINTS, tolerance: float = 1e-3) -> Task:
+    """Next-point prediction of waves of any phase, as a `Task` with an answer at every step.
 
+    Args:
+        batch_size: B.
+        num_points: points of each wave; the default spans more than a period and a half.
+        tolerance: a wave is wrong where its mean squared error is above this; the tutorial ends
+            near 1e-3.
 
-def task(length: int, batch_size: int) -> Task:
-    """Predict the next of `length` + 1 points of a sine; a `Task` with an output at every step.
-
-    Without memory the best answer is linear in the point just seen, y = cos(spacing) x, whose mean
-    squared error is sin(spacing)^2 / 2.
+    Without memory a point x tells the next but for the direction of the wave: the best answer is
+    x cos(SPACING), and its mean squared error sin(SPACING)^2 / 2.
     """
-    if length < 1 or batch_size < 1:
-        raise ValueError(f"length is {length} and batch_size {batch_size}; give at least 1 of each")
+    check_count("batch_size", batch_size, 1)
+    check_count("num_points", num_points, 2)
 
     def wrong(outputs: Array, targets: Array) -> Array:
-        error = jnp.mean(squared_error(outputs, targets), axis=0)
-        return (error > WRONG_ABOVE).astype(outputs.dtype)
+        errors = jnp.mean(squared_error(outputs, targets), axis=0)
+        return (errors > tolerance).astype(outputs.dtype)
 
     return Task(
         name="sine",
-        sample=sampler(batch_size, length + 1, "real"),
+        sample=sampler(batch_size, num_points, phases="real"),
         input_size=1,
         output_size=1,
         loss=squared_error,
         wrong=wrong,
         last_only=False,
         chance_loss=math.sin(SPACING) ** 2 / 2,
+        # No wave of a period is near the guess throughout.
+        chance_wrong=1.0,
     )
