@@ -13,7 +13,8 @@ group; figures (phase_diagram, prediction; with training also success); summary.
 stopped, however, goes on where it was when started again with the same settings.
 
 Flags files:
-  experiments/flags/phase_diagram.flags    gain against the size of the input, 14,400 networks
+  experiments/flags/phase_diagram.flags  gain against the size of the input, 14,400 networks
+  experiments/flags/who_learns.flags     temporal order at several lengths, by initialization
 
 Several processes, on one machine or on many, share the work:
   python -m experiments.gradient_sweep --flagfile=... --distributed     (SLURM, Kubernetes, TPU pod)
@@ -57,7 +58,7 @@ class SweepConfig:
     activation: str = option("tanh", f"axis: of elman and leaky cells; {', '.join(ACTIVATIONS)}")
     recurrent_init: str = option("gaussian", f"axis: how W is drawn; {', '.join(RECURRENT_INITS)}")
     hidden_size: str = option("64", "axis: H, number of hidden units")
-    length: str = option("100", "axis: T, number of time steps")
+    length: str = option("100", "axis: T, time steps; of copy_memory and delayed_xor the delay")
     seeds: int = option(4, "networks at each point", minimum=1)
     seed: int = option(0, "of the whole sweep", minimum=0)
     batch_size: int = option(4, "B, sequences of each network", minimum=1)

@@ -18,13 +18,23 @@ from rnn_jax import objectives, optim, train
 from rnn_jax.gradflow import LastStep
 from rnn_jax.model import Model, ModelParams
 from rnn_jax.sweep import Fit
+from rnn_jax.tasks import sine
 from rnn_jax.tasks.adding import adding
-from rnn_jax.tasks.sine import task as sine
+from rnn_jax.tasks.copy_memory import copy_memory
+from rnn_jax.tasks.delayed_xor import delayed_xor
 from rnn_jax.tasks.task import Task
+from rnn_jax.tasks.temporal_order import temporal_order
 from rnn_jax.types import Array, Batch, Key, State
 
-TASKS: dict[str, Callable[[int, int], Task]] = {"adding": adding, "sine": sine}
-"""name -> `(length, batch size) -> Task`."""
+TASKS: dict[str, Callable[[int, int], Task]] = {
+    "adding": adding,
+    "copy_memory": copy_memory,
+    "delayed_xor": lambda delay, batch_size: delayed_xor(delay, 6 * delay, batch_size),
+    "sine": lambda length, batch_size: sine.task(batch_size, length + 1),
+    "temporal_order": temporal_order,
+    "temporal_order_3": lambda length, size: temporal_order(length, size, symbols=3),
+}
+"""name -> `(length, batch size) -> Task`; the length of copy_memory and delayed_xor is the delay."""
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "adam": optax.adam,
     "sgd": optax.sgd,
@@ -33,8 +43,6 @@ MOMENTS = ("start", "half", "end")
 CHUNK = 50
 """Steps whose batches are drawn together; after each chunk one profile is kept."""
 TEST_SEQUENCES = 400
-SOLVED_WRONG = 0.01
-"""Share of wrong test sequences up to which a task counts as solved (Pascanu et al. 2013)."""
 
 
 class Trained(NamedTuple):
@@ -119,7 +127,7 @@ def trained(
             input_std(),
             point.get("bias_std", 0.0),
         )
-        return found | outcome(results), kept
+        return found | outcome(results, task.solved_wrong), kept
 
     return Trained(fit, describe)
 
@@ -194,7 +202,7 @@ def test(
     return jnp.mean(losses), jnp.mean(wrong)
 
 
-def outcome(results: dict[str, Any]) -> dict[str, Any]:
+def outcome(results: dict[str, Any], solved_wrong: float) -> dict[str, Any]:
     """How training ended: final_loss (mean of the last tenth), test_loss, wrong, solved, and where
     it diverged: diverged_step (iteration, from 1) and diverged_time_step; None where it did not.
     """
@@ -207,7 +215,7 @@ def outcome(results: dict[str, Any]) -> dict[str, Any]:
         "final_loss": float(np.mean(loss[-max(1, len(loss) // 10) :])),
         "test_loss": float(results["test_loss"]),
         "wrong": None if bad.any() else wrong,
-        "solved": bool(not bad.any() and wrong <= SOLVED_WRONG),
+        "solved": bool(not bad.any() and wrong <= solved_wrong),
         "diverged_step": None if step is None else step + 1,
         "diverged_time_step": time_step,
     }
