@@ -29,6 +29,8 @@ figures: $(VENV)/installed
 	$(BIN)/python -m experiments.sine --flagfile=experiments/flags/sine.flags --overwrite
 	$(BIN)/python -m experiments.sine --flagfile=experiments/flags/sine_6000.flags --overwrite
 	$(BIN)/python -m experiments.gradient_flow --flagfile=experiments/flags/gradient_flow.flags --overwrite
+	$(BIN)/python -m experiments.gradient_sweep --flagfile=experiments/flags/phase_diagram.flags --overwrite
+	cp runs/phase_diagram/phase_diagram.png docs/figures/phase_diagram.png
 	cp runs/sine_6000/free_run.png docs/figures/tutorial_free_run.png
 	for name in free_run gradient_heatmap gradient_profile closed_loop loss; do \
 		cp runs/sine/$$name.png docs/figures/sine_$$name.png; done

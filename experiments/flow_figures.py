@@ -39,6 +39,7 @@ def save_figures(
             f"After {measured.lags[-1]} steps one direction is scaled by "
             f"{power_of_ten(spread[0])}, another by {power_of_ten(spread[-1])}",
             exponent,
+            measured.product_eigenvalues,
         ),
         "eigenvalues": plots.eigenvalue_plane(measured.eigenvalues, f"Spectral radius {rho:.3g}"),
     }

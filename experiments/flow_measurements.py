@@ -24,6 +24,8 @@ class Measured(NamedTuple):
         exponents: Lyapunov exponents, `[N]`.
         lags: `[L]`.
         singular_values: ln singular values of the product over the last so many steps, `[L, N]`.
+        product_eigenvalues: ln of the moduli of the same products' eigenvalues, `[L, N]`; NaN for
+            those so small beside the largest that rounding hides them.
         eigenvalues: of W, or of the last Jacobian where the cell has no single W, `[N]`.
         truncation: share and direction of dL/dtheta left by each window.
         diagnosis: the verdict and its numbers.
@@ -35,6 +37,7 @@ class Measured(NamedTuple):
     exponents: np.ndarray
     lags: np.ndarray
     singular_values: np.ndarray
+    product_eigenvalues: np.ndarray
     eigenvalues: np.ndarray
     truncation: gradflow.TruncationBias
     diagnosis: gradflow.Diagnosis
@@ -63,6 +66,7 @@ def measure(network: Network) -> Measured:
         exponents=np.asarray(exponents_of(network)),
         lags=lags,
         singular_values=np.asarray(singular_values_by_lag(network, lags)),
+        product_eigenvalues=product_eigenvalues_by_lag(network, lags),
         eigenvalues=eigenvalues_of(network),
         truncation=jax.tree.map(
             np.asarray, gradflow.truncation_bias(*arguments, network.step_losses)
@@ -105,6 +109,49 @@ def singular_values_by_lag(network: Network, lags: np.ndarray) -> Array:
         )
 
     return jax.jit(jax.vmap(of_lag))(jnp.asarray(lags))
+
+
+JACOBIANS_AT_ONCE = 64
+
+
+def product_eigenvalues_by_lag(network: Network, lags: np.ndarray) -> np.ndarray:
+    """ln of the moduli of the eigenvalues `[L, N]` of the products of `singular_values_by_lag`.
+
+    The product is built backwards from the last step in float64, its scale kept as a logarithm.
+    """
+    cell, params = network.cell, network.params
+    first = jax.tree.map(lambda s: s[0], network.state)
+    xs = network.xs[:, 0]
+    states = rnn_jax.plain_unroll(cell, params, first, xs)
+    previous = jax.tree.map(lambda s, rest: jnp.concatenate([s[None], rest[:-1]]), first, states)
+    flat_first, unravel = ravel_pytree(first)
+
+    def step(flat: Array, x: Array) -> Array:
+        return ravel_pytree(cell.step(params, unravel(flat), x))[0]
+
+    flat = jax.vmap(lambda state: ravel_pytree(state)[0])(previous)
+    jacobians = jax.jit(jax.vmap(jax.jacrev(step)))
+    product, scale = np.eye(len(flat_first)), 0.0
+    found = []
+    wanted = set(lags.tolist())
+    for stop in range(len(xs), 0, -JACOBIANS_AT_ONCE):
+        start = max(0, stop - JACOBIANS_AT_ONCE)
+        block = np.asarray(jacobians(flat[start:stop], xs[start:stop]), np.float64)
+        for t in range(stop - 1, start - 1, -1):
+            product = product @ block[t - start]
+            size = np.abs(product).max()
+            if size > 0:
+                product, scale = product / size, scale + np.log(size)
+            if len(xs) - t in wanted:
+                found.append(_log_moduli(product) + scale)
+    return np.array(found)
+
+
+def _log_moduli(matrix: np.ndarray) -> np.ndarray:
+    """ln|eigenvalues|, falling; NaN where smaller than the rounding of the largest entry."""
+    moduli = np.sort(np.abs(np.linalg.eigvals(matrix)))[::-1]
+    hidden = moduli <= len(matrix) * np.finfo(np.float64).eps
+    return np.where(hidden, np.nan, np.log(np.where(hidden, 1, moduli)))
 
 
 def eigenvalues_of(network: Network) -> np.ndarray:

@@ -136,7 +136,15 @@ def run(config: FlowConfig) -> Result:
     network = network_of(config)
     measured = measure(network)
     compared = compare(config)
-    for name in ("log_norms", "credit", "exponents", "lags", "singular_values", "eigenvalues"):
+    for name in (
+        "log_norms",
+        "credit",
+        "exponents",
+        "lags",
+        "singular_values",
+        "product_eigenvalues",
+        "eigenvalues",
+    ):
         records.save_array(workdir, name, getattr(measured, name))
     records.save_tree(workdir, "terms", measured.terms)
     flow = plots.Flow(

@@ -34,7 +34,7 @@ TASKS: dict[str, Callable[[int, int], Task]] = {
     "temporal_order": temporal_order,
     "temporal_order_3": lambda length, size: temporal_order(length, size, symbols=3),
 }
-"""name -> `(length, batch size) -> Task`; the length of copy_memory and delayed_xor is the delay."""
+"""name -> `(length, batch size) -> Task`; copy_memory and delayed_xor take it as the delay."""
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "adam": optax.adam,
     "sgd": optax.sgd,

@@ -3,10 +3,13 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import diagnose, gradient_flow, sine, sine_figures
+import rnn_jax
+from experiments import diagnose, flow_measurements, gradient_flow, sine, sine_figures
+from experiments.networks import Network
 from experiments.runner import first_nonfinite
 from rnn_jax import records, train
 
@@ -161,3 +164,19 @@ def test_a_run_that_is_not_there(tmp_path):
     config = dataclasses.replace(SMALL, run=str(tmp_path), workdir=str(tmp_path / "flow"))
     with pytest.raises(ValueError, match="not the config of a run"):
         gradient_flow.run(config)
+
+
+def test_eigenvalues_of_jacobian_products_by_lag():
+    """A linear network's product over n steps is W^n, whose eigenvalues are known."""
+    rng = np.random.default_rng(4)
+    W = 0.4 * rng.normal(size=(6, 6)).astype(np.float32)
+    cell = rnn_jax.elman(6, "identity")
+    params = rnn_jax.ElmanParams(np.ones((1, 6), np.float32), W, np.zeros(6, np.float32))
+    network = Network(cell, params, jnp.zeros((2, 6)), jnp.ones((90, 2, 1)), None)
+    lags = np.array([1, 3, 70])
+    found = flow_measurements.product_eigenvalues_by_lag(network, lags)
+    moduli = np.sort(np.abs(np.linalg.eigvals(W.astype(np.float64))))[::-1]
+    np.testing.assert_allclose(found[:2], np.log(moduli) * lags[:2, None], rtol=1e-5, atol=1e-6)
+    # After 70 steps the smaller ones are lost in the rounding of the largest.
+    assert found[2, 0] == pytest.approx(70 * np.log(moduli[0]), rel=1e-5)
+    assert np.isnan(found[2, -1])

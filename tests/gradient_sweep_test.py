@@ -346,3 +346,16 @@ def kill_and_resume(folder, cache, kills, seed):
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(finished, tmp_path, kills):
     kill_and_resume(tmp_path / "run", tmp_path, kills, seed=kills)
     assert contents(tmp_path / "run") == contents(finished[0])
+
+
+def test_the_order_of_groups_changes_nothing_but_the_order_of_lines(finished, tmp_path):
+    rows = run_in(tmp_path, cell="lstm,elman")
+    assert [row["cell"] for row in rows] == ["lstm"] * 18 + ["elman"] * 18
+
+    def by_cell(rows):
+        return [
+            {key: value for key, value in row.items() if key != "network"}
+            for row in sorted(rows, key=lambda row: row["cell"])
+        ]
+
+    assert by_cell(rows) == by_cell(finished[1])

@@ -147,25 +147,36 @@ def summand_profile(terms: Mapping[str, np.ndarray], title: str) -> Figure:
 
 
 def singular_values_by_lag(
-    lags: np.ndarray, logs: np.ndarray, title: str, exponent: float
+    lags: np.ndarray,
+    logs: np.ndarray,
+    title: str,
+    exponent: float,
+    eigenvalues: np.ndarray | None = None,
 ) -> Figure:
-    """Singular values of J_T ... J_{T-lag+1} over the lag.
+    """Singular values and eigenvalues of J_T ... J_{T-lag+1} over the lag.
+
+    The eigenvalues of a product that is not normal lie far inside its singular values: it can let
+    a gradient grow for a while that it makes vanish in the end.
 
     Args:
         lags: `[N]` numbers of steps.
         logs: `[N, H]` ln of the singular values.
         title: the finding.
         exponent: largest Lyapunov exponent, drawn as a line.
+        eigenvalues: `[N, H]` ln of their moduli; NaN where rounding hides one.
     """
     figure = new_figure()
     axes = dress(
-        figure.subplots(), title, "lag (steps)", r"$\ln\,\sigma_i$ of the Jacobian product  (nats)"
+        figure.subplots(), title, "lag (steps)", r"$\ln\,\sigma_i$, $\ln|\lambda_i|$  (nats)"
     )
     count = logs.shape[1]
     colours = matplotlib.colormaps[ORDERED](np.linspace(0, 0.9, count))
     for index in range(count):
-        label = {0: "largest", count - 1: "smallest"}.get(index)
+        label = {0: "largest singular value", count - 1: "smallest"}.get(index)
         axes.plot(lags, _finite(logs[:, index]), color=colours[index], linewidth=1.2, label=label)
+    if eigenvalues is not None:
+        axes.plot(lags, _finite(eigenvalues), ".", color="black", markersize=2.5, alpha=0.6)
+        axes.plot([], [], ".", color="black", label="moduli of the eigenvalues")
     axes.plot(
         lags, exponent * lags, "--", color=RED, linewidth=1.8, label="Lyapunov exponent × lag"
     )
