@@ -8,14 +8,17 @@ import jax.numpy as jnp
 
 from rnn_jax.losses import masked_mean
 from rnn_jax.model import Model, ModelParams, apply, free_run
+from rnn_jax.tasks.task import Task
 from rnn_jax.types import Array, Batch, State
+from rnn_jax.unroll import valid_steps
 
 
 class Run(NamedTuple):
     """One pass of an objective over a batch.
 
     Attributes:
-        step_losses: L_t of each example, `[T, B]` (`[B]` where only the last output counts).
+        step_losses: L_t of each example, `[T, B]` (`[B]` where only the last output counts); 0
+            where the mask is False.
         inputs: what the cell saw, `[T, B, D]`.
         states: what it became, leaves `[T, B, H]`.
         carry: the state from which the next iteration starts.
@@ -49,14 +52,92 @@ def next_step_objective(model: Model, loss: Callable[[Array, Array], Array]) -> 
     Args:
         model: a `sequence_model`.
         loss: `(outputs [T, B, O], targets [T, B, O]) -> [T, B]`.
+
+    Of a batch with lengths only the true steps count, and each example's last true state is
+    carried on.
     """
 
     def run(params: ModelParams, carry: State, batch: Batch, perturbations: State) -> Run:
-        outputs, states = apply(model, params, carry, batch.inputs, perturbations=perturbations)
+        outputs, states = apply(
+            model,
+            params,
+            carry,
+            batch.inputs,
+            perturbations=perturbations,
+            lengths=batch.lengths,
+        )
         final = jax.tree.map(lambda s: s[-1], states)
-        return Run(loss(outputs, batch.targets), batch.inputs, states, final)
+        step_losses, mask = judge(loss, outputs, batch)
+        return Run(step_losses, batch.inputs, states, final, mask)
 
     return Objective(model, run, lambda batch: batch.inputs.shape[0])
+
+
+def task_objective(model: Model, task: Task) -> Objective:
+    """A task of `rnn_jax.tasks`; every iteration starts from the same state, the one passed.
+
+    Args:
+        model: a `last_only` model where the task is answered at the last step, a `sequence_model`
+            otherwise, of the task's output size.
+        task: its loss counts on true steps from its first loss on.
+
+    Returns:
+        An `Objective` whose run has no mask where every step counts, nor where one answer does.
+
+    Raises:
+        ValueError: when run, outputs that are no answers to the task, both shapes named.
+    """
+
+    def run(params: ModelParams, carry: State, batch: Batch, perturbations: State) -> Run:
+        outputs, states = apply(
+            model,
+            params,
+            carry,
+            batch.inputs,
+            perturbations=perturbations,
+            lengths=batch.lengths,
+        )
+        step_losses, mask = judge(task, outputs, batch)
+        return Run(step_losses, batch.inputs, states, carry, mask)
+
+    return Objective(model, run, lambda batch: batch.inputs.shape[0])
+
+
+def judge(
+    loss: Task | Callable[[Array, Array], Array], outputs: Array, batch: Batch
+) -> tuple[Array, Array | None]:
+    """Losses of a batch's outputs, and which of them count: the `step_losses` and `mask` of a run.
+
+    Args:
+        loss: a task, or a loss that counts on every true step.
+        outputs: `[T, B, O]`, or `[B, O]` for a task answered at the last step.
+        batch: its targets and lengths.
+    """
+    steps, size = batch.inputs.shape[:2]
+    mask = None if batch.lengths is None else valid_steps(batch.lengths, batch.inputs)
+    if isinstance(loss, Task):
+        _check_answers(loss, outputs, (steps, size))
+        if loss.last_only:
+            return loss.loss(outputs, batch.targets), None
+        if loss.first_loss_step:
+            late = jnp.arange(steps)[:, None] >= loss.first_loss_step
+            late = jnp.broadcast_to(late, (steps, size))
+            mask = late if mask is None else late & mask
+        loss = loss.loss
+    step_losses = loss(outputs, batch.targets)
+    # What a network says where nothing is asked may be anything, inf included.
+    return step_losses if mask is None else jnp.where(mask, step_losses, 0), mask
+
+
+def _check_answers(task: Task, outputs: Array, batch_shape: tuple[int, int]) -> None:
+    steps, size = batch_shape
+    wanted = (size, task.output_size) if task.last_only else (steps, size, task.output_size)
+    if outputs.shape != wanted:
+        maker = "last_only" if task.last_only else "sequence_model"
+        raise ValueError(
+            f"the model's outputs have shape {outputs.shape}, but the task {task.name!r} wants "
+            f"{wanted}; make the model with rnn_jax.{maker}(cell, {task.output_size})"
+        )
 
 
 def closed_loop_objective(
@@ -75,6 +156,11 @@ def closed_loop_objective(
 
     def run(params: ModelParams, carry: State, batch: Batch, perturbations: State) -> Run:
         num_steps = batch.inputs.shape[0]
+        if batch.lengths is not None:
+            raise ValueError(
+                "the batch has lengths, but a closed loop runs free to its end: give sequences of "
+                "one length, and lengths=None"
+            )
         if not 1 <= warmup_steps < num_steps:
             raise ValueError(
                 f"warmup_steps is {warmup_steps}, but the batch has {num_steps} steps: give at "
