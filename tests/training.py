@@ -54,3 +54,25 @@ def trace_a_step(objective, batch):
         return train.train_step(objective, optimizer, state, batch)
 
     return jax.eval_shape(one_step, jax.random.key(0))
+
+
+def ran(objective, weights, carry, batch):
+    """An Elman network's run, and its mean loss's gradients by parameters, states and inputs."""
+    zeros = jnp.zeros((objective.num_steps(batch), *carry.shape))
+
+    @jax.jit
+    def both(params, perturbations, inputs):
+        def loss(params, perturbations, inputs):
+            now = batch._replace(inputs=inputs)
+            run = objective.run(params, jnp.asarray(carry), now, perturbations)
+            return objectives.mean_loss(run), run
+
+        return jax.grad(loss, (0, 1, 2), has_aux=True)(params, perturbations, inputs)
+
+    gradients, run = both(library_params(weights), zeros, batch.inputs)
+    return jax.device_get((run, gradients))
+
+
+def doubled(batch):
+    """A batch of float32 data in float64."""
+    return Batch(*(None if a is None else jnp.asarray(np.asarray(a)) for a in batch))
