@@ -76,3 +76,32 @@ def spectral_radius(rho: float, std: float = 1.0) -> Initializer:
         return weights * (rho / jnp.max(jnp.abs(jnp.linalg.eigvals(weights))))
 
     return init
+
+
+def sparse(nonzeros: int = 15, rho: float = 0.95) -> Initializer:
+    """Few normal entries in each row, rescaled to a spectral radius of exactly `rho`.
+
+    Args:
+        nonzeros: entries in each row that are not 0, their columns drawn at random.
+        rho: the spectral radius wanted.
+
+    The defaults are the third initialization of Pascanu, Mikolov & Bengio (2013), after Jaeger's
+    echo state networks. Like `spectral_radius` it runs on the CPU backend only. Of very few entries
+    in a row all eigenvalues may be 0; then there is nothing to rescale and NaN comes out.
+    """
+    if not isinstance(nonzeros, int) or isinstance(nonzeros, bool) or nonzeros < 1:
+        raise ValueError(f"nonzeros is {nonzeros!r}; give a whole number of at least 1")
+
+    def init(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        if nonzeros > shape[1]:
+            raise ValueError(
+                f"nonzeros is {nonzeros}, but the matrix has shape {shape}: give at most {shape[1]}"
+            )
+        place_key, weight_key = jax.random.split(key)
+        places = jax.random.permutation(
+            place_key, jnp.broadcast_to(jnp.arange(shape[1]), shape), axis=1, independent=True
+        )
+        weights = jnp.where(places < nonzeros, jax.random.normal(weight_key, shape, dtype), 0)
+        return weights * (rho / jnp.max(jnp.abs(jnp.linalg.eigvals(weights))))
+
+    return init

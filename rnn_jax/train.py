@@ -13,6 +13,7 @@ from jax import lax
 from rnn_jax import optim
 from rnn_jax.model import Model, ModelParams
 from rnn_jax.objectives import Objective, Run, mean_loss
+from rnn_jax.regularizers import Regularizer
 from rnn_jax.traces import Trace, trace_states
 from rnn_jax.types import Array, Batch, Key, Params, State
 from rnn_jax.unroll import zero_perturbations
@@ -80,6 +81,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     trace: Trace = trace_states,
+    regularize: Regularizer | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update of the parameters. Pure; to be jitted, vmapped or scanned by the caller.
 
@@ -89,6 +91,8 @@ def train_step(
         state: where training stands; `carry` gets no gradient from this iteration.
         batch: the data of this step.
         trace: what to measure on the way.
+        regularize: what to add to the gradient before the optimizer records and clips it, such as
+            `regularizers.pascanu`; the trace and the loss are those without it.
     """
     zeros = zero_perturbations(state.carry, objective.num_steps(batch))
 
@@ -99,6 +103,9 @@ def train_step(
     (loss, run), (gradients, adjoints) = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)(
         state.params, zeros
     )
+    if regularize is not None:
+        extra = regularize(objective, state.params, state.carry, run, adjoints)
+        gradients = jax.tree.map(jnp.add, gradients, extra)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     metrics = Metrics(
         loss=loss,
@@ -123,6 +130,7 @@ def scan_steps(
     key: Key,
     num_steps: int,
     trace: Trace = trace_states,
+    regularize: Regularizer | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`num_steps` training steps as one scan; `train_chunk` without the jit.
 
@@ -134,7 +142,7 @@ def scan_steps(
     batches = jax.vmap(lambda step: sample(jax.random.fold_in(key, step)))(steps)
 
     def body(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return train_step(objective, optimizer, state, batch, trace)
+        return train_step(objective, optimizer, state, batch, trace, regularize)
 
     if num_steps > 1:
         return lax.scan(body, state, batches)
@@ -152,7 +160,7 @@ def scan_steps(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("objective", "optimizer", "sample", "num_steps", "trace"),
+    static_argnames=("objective", "optimizer", "sample", "num_steps", "trace", "regularize"),
     donate_argnames=("state",),
 )
 def train_chunk(
@@ -163,6 +171,7 @@ def train_chunk(
     key: Key,
     num_steps: int,
     trace: Trace = trace_states,
+    regularize: Regularizer | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`num_steps` training steps in one XLA program.
 
@@ -174,8 +183,9 @@ def train_chunk(
         key: the run's data key; the same at every call.
         num_steps: K.
         trace: what to measure at every step.
+        regularize: what to add to the gradient, as in `train_step`.
 
     Returns:
         The new state, and metrics stacked over the steps, leaves `[K, ...]`.
     """
-    return scan_steps(objective, optimizer, sample, state, key, num_steps, trace)
+    return scan_steps(objective, optimizer, sample, state, key, num_steps, trace, regularize)

@@ -26,7 +26,7 @@ ALLOWED = {
     "objectives": FOUNDATION | {"tasks"},
     "truncated": FOUNDATION | {"objectives", "tasks"},
     "traces": FOUNDATION | {"gradflow", "objectives"},
-    "regularizers": FOUNDATION | {"gradflow", "objectives", "traces"},
+    "regularizers": FOUNDATION | {"gradflow", "objectives"},
     "train": FOUNDATION | {"objectives", "optim", "regularizers", "traces"},
     "sweep": {"sharding", "types"},
     "plots": set(),

@@ -183,29 +183,39 @@ def test_summands_on_padding_are_zero_and_the_others_untouched(x64, rng, cell):
 # What does not fit
 
 
-def test_a_model_that_gives_no_answers_to_the_task_is_named(rng):
-    every = objectives.task_objective(rnn_jax.sequence_model(rnn_jax.elman(H), 1), adding(6, B))
-    batch = jax.eval_shape(adding(6, B).sample, jax.random.key(0))
-    with pytest.raises(ValueError, match=r"\(6, 3, 1\).*'adding' wants \(3, 1\).*last_only.*, 1\)"):
-        trace_a_step(every, Batch(*map(_zeros, batch)))
-    order = temporal_order(10, B)
-    few = objectives.task_objective(rnn_jax.last_only(rnn_jax.elman(H), 2), order)
-    batch = order.sample(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"\(3, 2\).* wants \(3, 4\).*last_only\(cell, 4\)"):
-        jax.eval_shape(lambda: few.run(_params(few, 6), jnp.zeros((B, H)), batch, None))
-    xor = delayed_xor(1, 5, B)
-    last = objectives.task_objective(rnn_jax.last_only(rnn_jax.elman(H), 1), xor)
-    batch = xor.sample(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"\(3, 1\).* wants \(5, 3, 1\).*sequence_model"):
-        jax.eval_shape(lambda: last.run(_params(last, 1), jnp.zeros((B, H)), batch, None))
+@pytest.mark.parametrize(
+    ("make", "task", "outputs", "said"),
+    [
+        (
+            rnn_jax.sequence_model,
+            adding(6, B),
+            1,
+            r"\(6, 3, 1\).*'adding' wants \(3, 1\).*last_only\(cell, 1\)",
+        ),
+        (
+            rnn_jax.last_only,
+            temporal_order(10, B),
+            2,
+            r"\(3, 2\).*wants \(3, 4\).*last_only\(cell, 4\)",
+        ),
+        (
+            rnn_jax.last_only,
+            delayed_xor(1, 5, B),
+            1,
+            r"\(3, 1\).*wants \(5, 3, 1\).*sequence_model\(cell, 1\)",
+        ),
+    ],
+)
+def test_a_model_that_gives_no_answers_to_the_task_is_named(make, task, outputs, said):
+    model = make(rnn_jax.elman(H), outputs)
+    objective = objectives.task_objective(model, task)
 
+    def run(key):
+        params, carry = model.init(key, task.input_size), jnp.zeros((B, H))
+        return objective.run(params, carry, task.sample(key), None)
 
-def _zeros(leaf):
-    return None if leaf is None else jnp.zeros(leaf.shape, leaf.dtype)
-
-
-def _params(objective, input_size):
-    return objective.model.init(jax.random.key(0), input_size)
+    with pytest.raises(ValueError, match=said):
+        jax.eval_shape(run, jax.random.key(0))
 
 
 def test_a_closed_loop_has_no_padding(rng):
