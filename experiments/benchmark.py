@@ -44,8 +44,8 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.report import Findings, Row, Wanted
 from experiments.options import UsageError, check, launch, option
-from experiments.runner import open_workdir, use_compilation_cache, use_cpu_devices
-from rnn_jax import plots, records
+from experiments.runner import open_workdir, use_compilation_cache
+from rnn_jax import plots, records, sharding
 
 TRACE_PAIRS = 3
 """Pairs of runs for each of `repeats`: a ratio near 1 wants more of them."""
@@ -222,7 +222,7 @@ def _version(package: str) -> str | None:
 def main(config: BenchmarkConfig) -> None:
     """Runs the benchmark and prints the table."""
     if config.sections == "sweep":
-        use_cpu_devices(0)
+        sharding.use_cpu_devices(0)
     use_compilation_cache(False)
     result = run(config)
     print(text(result))

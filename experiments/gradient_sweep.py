@@ -37,7 +37,7 @@ from absl import logging
 from experiments import axes, sweep_figures, sweep_fits, sweep_tasks, sweep_theory, sweeping
 from experiments.networks import CELLS, RECURRENT_INITS
 from experiments.options import UsageError, check, launch, option
-from experiments.runner import settings_of, use_compilation_cache, use_cpu_devices
+from experiments.runner import settings_of, use_compilation_cache
 from experiments.sweeping import Group, Layout, Row
 from rnn_jax import records, sharding, sweep
 from rnn_jax.cells import ACTIVATIONS
@@ -244,7 +244,7 @@ def run(config: SweepConfig) -> list[Row]:
 
 def main(config: SweepConfig) -> None:
     """Starts JAX as asked, and runs the sweep."""
-    use_cpu_devices(config.cpu_devices)
+    sharding.use_cpu_devices(config.cpu_devices)
     if config.distributed or config.coordinator_address:
         sharding.connect(config.coordinator_address, config.num_processes, config.process_id)
     use_compilation_cache(config.compilation_cache)

@@ -57,12 +57,6 @@ def use_compilation_cache(enabled: bool) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def use_cpu_devices(count: int) -> None:
-    """Makes so many devices of a CPU, 0 for one a core; without effect once a device was used."""
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", count or os.cpu_count() or 1)
-
-
 def state_norms(trace: Any) -> Any:
     """|dL/ds_t| `[..., T]` of a trace with or without parameters."""
     return trace.states if isinstance(trace, traces.ParameterTrace) else trace

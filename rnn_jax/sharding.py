@@ -1,5 +1,7 @@
 """Devices and hosts: start-up, the mesh that networks are spread over, and moves between hosts."""
 
+import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 LANES = "lanes"
 """The mesh axis along which networks are spread."""
+
+
+def use_cpu_devices(count: int = 0) -> None:
+    """Makes several devices of a CPU; without effect once a device was used.
+
+    Args:
+        count: how many; 0 for one a core.
+
+    All devices share one pool of threads, which XLA makes as large as the number of cores. A
+    program holds a thread of it for each device while its products wait for others: with as many
+    devices as threads, one that decomposes a matrix first (orthogonal weights) waits for ever.
+    NPROC, which XLA reads, gives the pool a second thread for each device.
+    """
+    count = count or os.cpu_count() or 1
+    os.environ["NPROC"] = str(max(2 * count, os.cpu_count() or 1))
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def connect(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:

@@ -59,7 +59,7 @@ def sweep(
         lanes: networks asked for at once, a multiple of width times devices; 8 blocks a device
             unless given.
         mesh: devices to use, made by `sharding.lanes_mesh`; all devices of all processes unless
-            given.
+            given. `sharding.use_cpu_devices` makes several of a CPU.
 
     Returns:
         What `fit` returns, leaves `[N, ...]`: NumPy arrays, the same in every process.

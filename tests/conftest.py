@@ -7,6 +7,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# More threads than devices: see `rnn_jax.sharding.use_cpu_devices`.
+os.environ.setdefault("NPROC", "4")
 
 import jax
 import pytest

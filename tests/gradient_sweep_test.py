@@ -57,7 +57,7 @@ def start(folder, cache, *flags):
     return subprocess.Popen(
         [*command, f"--workdir={folder}", "--cpu_devices=2", "--lanes=4", *flags],
         cwd=ROOT,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache), "XLA_FLAGS": ""},
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), "XLA_FLAGS": "", "NPROC": "2"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -255,7 +255,8 @@ MEASURE_MEMORY = """
 import resource, sys
 import jax
 from experiments import gradient_sweep
-jax.config.update("jax_num_cpu_devices", 2)
+from rnn_jax import sharding
+sharding.use_cpu_devices(2)
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
@@ -303,6 +304,15 @@ def test_the_critical_gain_of_a_wide_network_without_input_is_1(tmp_path):
     assert slopes[0] < 0 < slopes[-1]
     critical = np.interp(0, slopes, gains)
     assert critical == pytest.approx(1, rel=0.05)
+
+
+def test_orthogonal_networks_on_as_many_devices_as_cores_come_to_an_end(tmp_path):
+    worker = start(
+        tmp_path / "run", tmp_path, "--recurrent_init=orthogonal", "--hidden_size=50",
+        "--cell=elman", "--width=16", "--lanes=32", "--length=40", "--batch_size=8",
+    )  # fmt: skip
+    errors = worker.communicate(timeout=100)[1]
+    assert worker.returncode == 0, errors
 
 
 def free_port():
