@@ -14,7 +14,6 @@ stopped, however, goes on where it was when started again with the same settings
 
 Flags files:
   experiments/flags/phase_diagram.flags  gain against the size of the input, 14,400 networks
-  experiments/flags/who_learns.flags     temporal order at several lengths, by initialization
 
 Several processes, on one machine or on many, share the work:
   python -m experiments.gradient_sweep --flagfile=... --distributed     (SLURM, Kubernetes, TPU pod)

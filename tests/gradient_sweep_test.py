@@ -242,6 +242,7 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path, changes, said
     assert not (tmp_path / "networks.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_memory_bounds_the_width():
     config = dataclasses.replace(SMALL, cell="elman", hidden_size="200", width=16, lanes=0)
     groups = groups_of(config)
@@ -352,12 +353,14 @@ def kill_and_resume(folder, cache, kills, seed):
     assert worker.returncode == 0, errors
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 20])
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(finished, tmp_path, kills):
     kill_and_resume(tmp_path / "run", tmp_path, kills, seed=kills)
     assert contents(tmp_path / "run") == contents(finished[0])
 
 
+@pytest.mark.slow
 def test_the_order_of_groups_changes_nothing_but_the_order_of_lines(finished, tmp_path):
     rows = run_in(tmp_path, cell="lstm,elman")
     assert [row["cell"] for row in rows] == ["lstm"] * 18 + ["elman"] * 18
