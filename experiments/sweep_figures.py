@@ -125,11 +125,15 @@ def save(workdir: Path, rows: list[Row], groups: list[Group]) -> str:
     """Draws what the axes allow; returns the summary in words."""
     names, split = group_names(groups), rows_by_group(rows, groups)
     axes, slope = varied(groups), slope_name(rows)
-    if len(axes) > 1:
-        pair = (axes[0], axes[1])
-        panels = [
-            panel_of(part, pair, slope, name) for part, name in zip(split, names, strict=True)
-        ]
+    first, second = [*axes, "", ""][:2]
+    pair = (first, second)
+    # A cell that lacks an axis has no map over it.
+    panels = [
+        panel_of(part, pair, slope, name)
+        for part, name, group in zip(split, names, groups, strict=True)
+        if set(pair) <= set(group.numbers)
+    ]
+    if panels:
         plots.phase_diagram(
             panels,
             LABELS[pair[0]],
@@ -179,6 +183,8 @@ def draw_success(
         ).extend(part)
     curves = []
     for name, part in merged.items():
+        if part[0].get(axis) is None:
+            continue
         x, solved = column(part, axis), column(part, "solved")
         points = np.unique(x)
         curves.append(

@@ -58,17 +58,8 @@ def next_step_objective(model: Model, loss: Callable[[Array, Array], Array]) -> 
     """
 
     def run(params: ModelParams, carry: State, batch: Batch, perturbations: State) -> Run:
-        outputs, states = apply(
-            model,
-            params,
-            carry,
-            batch.inputs,
-            perturbations=perturbations,
-            lengths=batch.lengths,
-        )
-        final = jax.tree.map(lambda s: s[-1], states)
-        step_losses, mask = judge(loss, outputs, batch)
-        return Run(step_losses, batch.inputs, states, final, mask)
+        whole = _judged_run(model, loss, params, carry, batch, perturbations)
+        return whole._replace(carry=jax.tree.map(lambda s: s[-1], whole.states))
 
     return Objective(model, run, lambda batch: batch.inputs.shape[0])
 
@@ -89,18 +80,25 @@ def task_objective(model: Model, task: Task) -> Objective:
     """
 
     def run(params: ModelParams, carry: State, batch: Batch, perturbations: State) -> Run:
-        outputs, states = apply(
-            model,
-            params,
-            carry,
-            batch.inputs,
-            perturbations=perturbations,
-            lengths=batch.lengths,
-        )
-        step_losses, mask = judge(task, outputs, batch)
-        return Run(step_losses, batch.inputs, states, carry, mask)
+        return _judged_run(model, task, params, carry, batch, perturbations)
 
     return Objective(model, run, lambda batch: batch.inputs.shape[0])
+
+
+def _judged_run(
+    model: Model,
+    loss: Task | Callable[[Array, Array], Array],
+    params: ModelParams,
+    carry: State,
+    batch: Batch,
+    perturbations: State,
+) -> Run:
+    """A pass over the true inputs; its carry is the one it started from."""
+    outputs, states = apply(
+        model, params, carry, batch.inputs, perturbations=perturbations, lengths=batch.lengths
+    )
+    step_losses, mask = judge(loss, outputs, batch)
+    return Run(step_losses, batch.inputs, states, carry, mask)
 
 
 def judge(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import gradient_sweep, sweeping
+from experiments import gradient_sweep, sweep_figures, sweeping
 from experiments.gradient_sweep import SweepConfig, groups_of, structures
 from experiments.options import UsageError
 from rnn_jax import gradflow, records
@@ -372,3 +372,23 @@ def test_the_order_of_groups_changes_nothing_but_the_order_of_lines(finished, tm
         ]
 
     assert by_cell(rows) == by_cell(finished[1])
+
+
+def test_a_cell_without_one_of_the_axes_is_left_out_of_the_map(tmp_path):
+    config = dataclasses.replace(SMALL, input_std="0.1", bias_std="0,0.5", seeds=1)
+    groups = groups_of(config)
+    rows = [
+        {
+            **group.settings,
+            **{name: float(values[lane]) for name, values in group.numbers.items()},
+            "slope": float(group.numbers["gain"][lane]) - 1,
+            "horizon": 10.0,
+            "verdict": "healthy",
+            "predicted_slope": None,
+        }
+        for group in groups
+        for lane in range(len(group.seeds))
+    ]
+    text = sweep_figures.save(tmp_path, rows, groups)
+    assert (tmp_path / "phase_diagram.png").stat().st_size > 5000
+    assert text.count("changes sign at gain of W: 1\n") == 2
