@@ -161,6 +161,7 @@ def _unroll_layers(
 
     The layer above sees the same states as in a scan over whole steps, and each layer keeps its
     structure: its input product, weight gradients included, is one product over all t.
+    A perturbation is added to s_t when the step is done, so the layer above meets it at t + 1 only.
     """
     if cell.layers is None:
         return _unroll(cell, params, state, xs, perturbations, valid)
@@ -170,7 +171,10 @@ def _unroll_layers(
         cell.layers, params, state, perturbations or nothing, strict=True
     ):
         states.append(_unroll_layers(layer, own, first, xs, perturbation, valid))
-        xs = layer.emit(states[-1])
+        computed = states[-1]
+        if perturbation is not None:
+            computed = jax.tree.map(jnp.subtract, computed, perturbation)
+        xs = layer.emit(computed)
     return tuple(states)
 
 

@@ -22,6 +22,8 @@ def stack(cells: Sequence[Cell]) -> Cell:
         layer's. `unroll` runs its layers one after the other, each with its own adjoint;
         what steps a cell by itself (`plain_unroll`, a free run, `gradflow`) takes whole steps.
         For dropout between layers see `variational_dropout`.
+        dL/ds_t is by the state that a step hands on: a lower layer's own effect on the layers above
+        within step t is part of the step, so where only the top is read its dL/ds_T is 0.
 
     Raises:
         ValueError: no cell, or one of something else.
