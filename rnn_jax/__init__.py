@@ -4,6 +4,7 @@ A cell is a `Cell`, a NamedTuple of pure functions; `unroll` runs it over a sequ
 adjoints dL/ds_t of the backward pass; `gradflow` measures with them.
 """
 
+from rnn_jax import bridge
 from rnn_jax.bidirectional import (
     Bidirectional,
     Directions,
@@ -62,6 +63,7 @@ __all__ = [
     "apply",
     "bidirectional",
     "bidirectional_unroll",
+    "bridge",
     "closed_loop",
     "draw_masks",
     "elman",
