@@ -32,7 +32,6 @@ DROPPED = rnn_jax.variational_dropout
 LEARNED = rnn_jax.learned_initial_state
 COMPOSED = {
     "stack": rnn_jax.stack([CELLS["lstm"], CELLS["user"], rnn_jax.elman(3)]),
-    "nested stack": rnn_jax.stack([rnn_jax.stack([CELLS["gru"], CELLS["elman"]]), rnn_jax.gru(H)]),
     "dropped stack": rnn_jax.stack([DROPPED(CELLS["elman"]), DROPPED(CELLS["lstm"])]),
     "learned": LEARNED(CELLS["lstm"]),
     "layer norm": rnn_jax.layer_norm_elman(H),
@@ -99,13 +98,16 @@ def test_padding_freezes_the_state_and_has_no_gradient(x64, cell):
         assert np.asarray(leaf)[~PADDING].all()
 
 
-def test_gradients_without_a_batch_axis(x64, cell):
+@pytest.mark.parametrize("name", ["stack", "layer norm"])
+def test_gradients_without_a_batch_axis(x64, name):
+    cell = COMPOSED[name]
     given = problem(cell, ())
     wanted = states_and_gradients(cell, given, plain_unroll)
     assert_close(states_and_gradients(cell, given), wanted)
 
 
-def test_perturbation_gradients_by_finite_differences(x64, cell):
+def test_perturbation_gradients_by_finite_differences(x64):
+    cell = COMPOSED["stack"]
     given = problem(cell)
     direction = random_like(np.random.default_rng(3), given.perturbations, 1.0)
     run = jax.jit(functools.partial(loss, cell))
@@ -163,6 +165,24 @@ def test_each_layer_reads_what_the_one_below_emits_at_the_same_step(x64, rng):
         np.testing.assert_allclose(states[1][t], s, rtol=1e-12)
         np.testing.assert_allclose(states[0].h[t], h, rtol=1e-12)
     np.testing.assert_array_equal(deep.emit(states), states[1])
+
+
+def test_a_stack_of_stacks(x64):
+    nested = rnn_jax.stack([rnn_jax.stack([CELLS["gru"], CELLS["elman"]]), CELLS["leaky"]])
+    flat = rnn_jax.stack([CELLS["gru"], CELLS["elman"], CELLS["leaky"]])
+    given = problem(flat)
+
+    def nest(three):
+        return (three[:2], three[2])
+
+    states, gradients = states_and_gradients(
+        nested,
+        Problem(nest(given.params), nest(given.state), given.xs, nest(given.perturbations)),
+    )
+    wanted, flat_gradients = states_and_gradients(flat, given)
+    assert_close(states, nest(wanted))
+    assert_close(gradients.params, nest(flat_gradients.params))
+    assert_close(gradients.perturbations, nest(flat_gradients.perturbations))
 
 
 def test_layers_get_the_input_size_of_the_layer_below():

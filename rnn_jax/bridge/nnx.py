@@ -52,8 +52,8 @@ def from_nnx(
         example = factory(nnx.Rngs(0))
     if not isinstance(example, nnx.Module):
         raise ValueError(
-            f"from_nnx wants a function that returns an nnx cell, but it returned {example!r}; for "
-            "a flax.linen cell there is from_linen"
+            f"from_nnx wants a function that returns an nnx cell, but it returned a "
+            f"{type(example).__name__}; for a flax.linen cell there is from_linen"
         )
     check_initializes_carry(example, nnx.RNNCellBase, "initialize_carry(input_shape, rngs)")
     name = type(example).__name__
@@ -61,7 +61,7 @@ def from_nnx(
     example_params, rest = nnx.to_pure_dict(variables[0]), variables[1]
 
     def carry(shape: tuple[int, ...]) -> Any:
-        cell = nnx.merge(graph, example_params, rest)
+        cell: Any = nnx.merge(graph, example_params, _fresh(rest))
         return cell.initialize_carry(shape, nnx.Rngs(0))
 
     def init(key: Key, shape: tuple[int, ...]) -> Params:
@@ -69,7 +69,7 @@ def from_nnx(
         return nnx.to_pure_dict(nnx.state(factory(nnx.Rngs(key)), nnx.Param))
 
     def run(params: Params, rest: Any, state: Any, x: Array) -> tuple[Any, Any, Any]:
-        cell = nnx.merge(graph, params, rest)
+        cell = nnx.merge(graph, params, _fresh(rest))
         new, output = cell(state, x)
         return new, output, nnx.state(cell, nnx.Not(nnx.Param))
 
@@ -80,6 +80,11 @@ def from_nnx(
     cell = as_cell(Foreign(name, init, carry, step), input_shape, features, emit)
     _check_unchanged(name, run, (example_params, rest, carry(features)), features)
     return cell
+
+
+def _fresh(variables: Any) -> Any:
+    """New variables of the same values: those of nnx change in place, and nobody else's may."""
+    return jax.tree.map(lambda value: value, variables)
 
 
 def _check_unchanged(
