@@ -4,18 +4,33 @@ A cell is a `Cell`, a NamedTuple of pure functions; `unroll` runs it over a sequ
 adjoints dL/ds_t of the backward pass; `gradflow` measures with them.
 """
 
+from rnn_jax import bridge
+from rnn_jax.bidirectional import (
+    Bidirectional,
+    Directions,
+    bidirectional,
+    bidirectional_unroll,
+)
 from rnn_jax.cells import (
     Affine,
     Cell,
+    DroppedParams,
     ElmanParams,
     GRUParams,
+    LayerNormElmanParams,
     LeakyParams,
+    LearnedStateParams,
     LSTMParams,
     LSTMState,
+    draw_masks,
     elman,
     gru,
+    layer_norm_elman,
     leaky,
+    learned_initial_state,
     lstm,
+    stack,
+    variational_dropout,
 )
 from rnn_jax.model import (
     Model,
@@ -31,25 +46,38 @@ from rnn_jax.unroll import plain_unroll, unroll, zero_perturbations
 
 __all__ = [
     "Affine",
+    "Bidirectional",
     "Cell",
+    "Directions",
+    "DroppedParams",
     "ElmanParams",
     "GRUParams",
     "LSTMParams",
     "LSTMState",
+    "LayerNormElmanParams",
     "LeakyParams",
+    "LearnedStateParams",
     "Model",
     "ModelParams",
     "ReadoutParams",
     "apply",
+    "bidirectional",
+    "bidirectional_unroll",
+    "bridge",
     "closed_loop",
+    "draw_masks",
     "elman",
     "free_run",
     "gru",
     "last_only",
+    "layer_norm_elman",
     "leaky",
+    "learned_initial_state",
     "lstm",
     "plain_unroll",
     "sequence_model",
+    "stack",
     "unroll",
+    "variational_dropout",
     "zero_perturbations",
 ]

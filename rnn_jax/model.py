@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rnn_jax import initializers
 from rnn_jax.cells import Cell
+from rnn_jax.cells.cell import emit_size
 from rnn_jax.types import Array, Initializer, Key, Params, State
 from rnn_jax.unroll import unroll
 
@@ -61,8 +62,7 @@ def sequence_model(cell: Cell, output_size: int, readout_init: Initializer | Non
     def init(key: Key, input_size: int) -> ModelParams:
         cell_key, weight_key, bias_key = jax.random.split(key, 3)
         params = cell.init(cell_key, input_size)
-        state = jax.eval_shape(lambda: cell.emit(cell.initial_state(params)))
-        hidden_size = state.shape[-1]
+        hidden_size = emit_size(cell, params)
         draw = readout_init or initializers.uniform(hidden_size**-0.5)
         weights = draw(weight_key, (hidden_size, output_size), jnp.float32)
         return ModelParams(

@@ -52,7 +52,7 @@ def unroll(
     """
     check_fit(cell, params, state, xs, perturbations)
     valid = None if lengths is None else valid_steps(lengths, xs)
-    return _unroll(cell, params, state, xs, perturbations, valid)
+    return _unroll_layers(cell, params, state, xs, perturbations, valid)
 
 
 def plain_unroll(
@@ -147,6 +147,35 @@ def run_forward(
             f"the cell cannot step from a state of shape {jax.tree.map(jnp.shape, state)} with x "
             f"of shape {xs.shape[1:]} and parameters of shapes {shapes}: {reason}"
         ) from error
+
+
+def _unroll_layers(
+    cell: Cell,
+    params: Params,
+    state: State,
+    xs: Array,
+    perturbations: State | None,
+    valid: Array | None,
+) -> State:
+    """A stack one layer after the other, each over the whole sequence by its own adjoint.
+
+    The layer above sees the same states as in a scan over whole steps, and each layer keeps its
+    structure: its input product, weight gradients included, is one product over all t.
+    A perturbation is added to s_t when the step is done, so the layer above meets it at t + 1 only.
+    """
+    if cell.layers is None:
+        return _unroll(cell, params, state, xs, perturbations, valid)
+    nothing = (None,) * len(cell.layers)
+    states = []
+    for layer, own, first, perturbation in zip(
+        cell.layers, params, state, perturbations or nothing, strict=True
+    ):
+        states.append(_unroll_layers(layer, own, first, xs, perturbation, valid))
+        computed = states[-1]
+        if perturbation is not None:
+            computed = jax.tree.map(jnp.subtract, computed, perturbation)
+        xs = layer.emit(computed)
+    return tuple(states)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -21,6 +21,7 @@ ALLOWED = {
     "bridge": {"cells", "types"},
     "adjoint": {"cells", "types"},
     "unroll": {"adjoint", "cells", "types"},
+    "bidirectional": {"cells", "unroll", "types"},
     "model": {"cells", "unroll", "initializers", "types"},
     "gradflow": FOUNDATION,
     "objectives": FOUNDATION | {"tasks"},

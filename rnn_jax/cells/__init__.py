@@ -1,21 +1,40 @@
 """Recurrent cells, each a `Cell`: a NamedTuple of pure functions."""
 
 from rnn_jax.cells.cell import Affine, Cell, affine_cell
-from rnn_jax.cells.elman import ACTIVATIONS, ElmanParams, LeakyParams, elman, leaky
+from rnn_jax.cells.dropout import DroppedParams, draw_masks, variational_dropout
+from rnn_jax.cells.elman import (
+    ACTIVATIONS,
+    ElmanParams,
+    LayerNormElmanParams,
+    LeakyParams,
+    elman,
+    layer_norm_elman,
+    leaky,
+)
 from rnn_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
+from rnn_jax.cells.learned import LearnedStateParams, learned_initial_state
+from rnn_jax.cells.stack import stack
 
 __all__ = [
     "ACTIVATIONS",
     "Affine",
     "Cell",
+    "DroppedParams",
     "ElmanParams",
     "GRUParams",
     "LSTMParams",
     "LSTMState",
+    "LayerNormElmanParams",
     "LeakyParams",
+    "LearnedStateParams",
     "affine_cell",
+    "draw_masks",
     "elman",
     "gru",
+    "layer_norm_elman",
     "leaky",
+    "learned_initial_state",
     "lstm",
+    "stack",
+    "variational_dropout",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from rnn_jax.types import Array, Params, State
@@ -15,7 +16,7 @@ def _itself(state: State) -> Array:
 
 
 class Affine(NamedTuple):
-    """A step taken apart: affine in x, affine in s, then an elementwise function.
+    """A step taken apart: affine in x, affine in s, then a function of each example alone.
 
         step(params, s, x) == activate(params, s, project(params, x), recur(params, s))
 
@@ -26,7 +27,8 @@ class Affine(NamedTuple):
     Attributes:
         project: `(params, x) -> a`, affine in x; it broadcasts over leading axes.
         recur: `(params, s) -> r`, affine in s; it broadcasts over leading axes.
-        activate: `(params, s, a, r) -> s'`, elementwise over batch and units; it broadcasts.
+        activate: `(params, s, a, r) -> s'`, each example by itself; it broadcasts. Elementwise
+            over the units too in most cells, not with layer normalization.
         slope: `states -> phi'(z)` for cells `s' = phi(a + r)` whose slope can be told from s'
             alone (tanh: 1 - s'^2). It saves the memory of r_t and the work of differentiating
             `activate`. None for any other cell.
@@ -56,6 +58,7 @@ class Cell(NamedTuple):
         step: `(params, state, x) -> state`, x `[..., D]`.
         emit: `state -> [..., H]`, what the readout sees; the state itself unless given.
         affine: the step's structure where it has one (see `Affine`); None is always correct.
+        layers: the cells of a stack, bottom first, where this is one (see `rnn_jax.stack`).
 
     Any pure function will do as a step:
 
@@ -75,6 +78,7 @@ class Cell(NamedTuple):
     step: Callable[[Params, State, Array], State]
     emit: Callable[[State], Array] = _itself
     affine: Affine | None = None
+    layers: "tuple[Cell, ...] | None" = None
 
 
 def affine_cell(
@@ -91,3 +95,21 @@ def affine_cell(
         )
 
     return Cell(init, initial_state, step, emit, affine)
+
+
+def affine_within(affine: Affine | None) -> Affine | None:
+    """The structure of a cell whose parameters are the field `cell` of larger ones."""
+    if affine is None:
+        return None
+    return affine._replace(
+        project=lambda params, x: affine.project(params.cell, x),
+        recur=lambda params, state: affine.recur(params.cell, state),
+        activate=lambda params, state, a, r: affine.activate(params.cell, state, a, r),
+        # They would name the parameters of the inner cell only.
+        factors=None,
+    )
+
+
+def emit_size(cell: Cell, params: Params) -> int:
+    """H of what a cell emits, `[..., H]`."""
+    return jax.eval_shape(lambda p: cell.emit(cell.initial_state(p)), params).shape[-1]

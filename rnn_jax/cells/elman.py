@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from rnn_jax import initializers
 from rnn_jax.cells.cell import Affine, Cell, affine_cell, ones_like_unit
@@ -26,6 +27,15 @@ class LeakyParams(NamedTuple):
     W: Array
     b: Array
     leak: Array
+
+
+class LayerNormElmanParams(NamedTuple):
+    """Weights of a layer-normalized Elman cell: U `[D, H]`, W `[H, H]`, gain `[H]`, b `[H]`."""
+
+    U: Array
+    W: Array
+    gain: Array
+    b: Array
 
 
 class Activation(NamedTuple):
@@ -155,5 +165,51 @@ def leaky(
         activate=lambda params, state, a, r: (
             state + jnp.broadcast_to(params.leak, state.shape) * (phi(a + r) - state)
         ),
+    )
+    return affine_cell(init, plain.initial_state, affine)
+
+
+def layer_norm_elman(
+    hidden_size: int,
+    activation: str = "tanh",
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+    bias_init: Initializer = initializers.zeros,
+    epsilon: float = 1e-6,
+) -> Cell:
+    """Elman cell with layer normalization, s_t = phi(gain (z - mean(z)) / std(z) + b).
+
+        z = x_t U + s_{t-1} W
+
+    Mean and standard deviation are over the H units of one example. The step no longer depends on
+    the scale of W and U, nor does the gradient's way back explode with it.
+
+    Args:
+        epsilon: added to the variance, so that equal units do not divide by zero.
+
+    The others are those of `elman`. Returns a `Cell` with `LayerNormElmanParams` and a state
+    `[..., H]`; gain is 1 at first.
+
+    Source: Ba, Kiros & Hinton, "Layer normalization", arXiv:1607.06450 (2016), equation 4.
+    """
+    phi = activation_named(activation).function
+    plain = elman(hidden_size, activation, kernel_init, recurrent_init, bias_init)
+
+    def init(key: Key, input_size: int) -> LayerNormElmanParams:
+        U, W, b = plain.init(key, input_size)
+        return LayerNormElmanParams(U, W, gain=jnp.ones_like(b), b=b)
+
+    def activate(params: LayerNormElmanParams, state: Array, a: Array, r: Array) -> Array:
+        del state
+        z = a + r
+        centred = z - jnp.mean(z, axis=-1, keepdims=True)
+        variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+        scale = jnp.broadcast_to(params.gain, z.shape) * lax.rsqrt(variance + epsilon)
+        return phi(add_bias(centred * scale, params.b))
+
+    affine = Affine(
+        project=lambda params, x: x @ params.U,
+        recur=lambda params, state: state @ params.W,
+        activate=activate,
     )
     return affine_cell(init, plain.initial_state, affine)
