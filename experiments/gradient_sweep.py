@@ -34,7 +34,7 @@ import numpy as np
 from absl import logging
 
 from experiments import axes, sweep_figures, sweep_fits, sweep_tasks, sweep_theory, sweeping
-from experiments.networks import CELLS, RECURRENT_INITS
+from experiments.networks import CELLS, RECURRENT_INITS, WITH_ACTIVATION
 from experiments.options import UsageError, check, launch, option
 from experiments.runner import settings_of, use_compilation_cache
 from experiments.sweeping import Group, Layout, Row
@@ -95,7 +95,7 @@ def structures(config: SweepConfig) -> list[Row]:
         axes.whole_numbers("length", config.length, minimum=1),
     ):
         settings: Row = {"cell": cell}
-        if cell in ("elman", "leaky"):
+        if cell in WITH_ACTIVATION:
             settings["activation"] = activation
         settings |= {
             "recurrent_init": recurrent_init,

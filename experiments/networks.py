@@ -11,12 +11,16 @@ from experiments import sine as sine_experiment
 from rnn_jax import initializers, losses, records
 from rnn_jax.types import Array, Initializer, Params, State, StepLosses
 
-CELLS = ("elman", "leaky", "lstm", "gru")
+CELLS = ("elman", "leaky", "layer_norm", "lstm", "gru")
+WITH_ACTIVATION = ("elman", "leaky", "layer_norm")
+"""Cells whose nonlinearity is to be chosen."""
 RECURRENT_INITS: dict[str, Callable[[Any], Initializer]] = {
     "orthogonal": initializers.orthogonal,
     "gaussian": initializers.gaussian,
     "identity": initializers.identity,
     "torch": lambda gain: _scaled(gain, initializers.uniform_torch),
+    "spectral": initializers.spectral_radius,
+    "sparse": lambda gain: initializers.sparse(rho=gain),
 }
 """name -> (gain -> initializer of W)."""
 
@@ -64,6 +68,8 @@ def make_cell(
         return rnn_jax.elman(hidden_size, activation, recurrent_init=W, bias_init=bias)
     if name == "leaky":
         return rnn_jax.leaky(hidden_size, activation, leak, recurrent_init=W, bias_init=bias)
+    if name == "layer_norm":
+        return rnn_jax.layer_norm_elman(hidden_size, activation, recurrent_init=W, bias_init=bias)
     if name == "lstm":
         return rnn_jax.lstm(hidden_size, recurrent_init=W, forget_bias=forget_bias)
     return rnn_jax.gru(hidden_size, recurrent_init=W)

@@ -42,8 +42,9 @@ def progress(total: int, unit: str = "iteration", shown: bool = True) -> Iterato
         if now - written[0] < SECONDS_BETWEEN_LINES and done < total:
             return
         written[0] = now
-        left = (now - start) / done * (total - done)
-        sys.stderr.write(f"{unit} {done}/{total}  {news}  {left:.0f} s left\n")
+        # Nothing is known of the time left before the first is done.
+        left = f"  {(now - start) / done * (total - done):.0f} s left" if done else ""
+        sys.stderr.write(f"{unit} {done}/{total}  {news}{left}\n")
         sys.stderr.flush()
 
     yield report

@@ -20,6 +20,7 @@ Numbers = dict[str, Array]
 CELL_NUMBERS = {
     "elman": ("gain", "bias_std"),
     "leaky": ("gain", "bias_std", "leak"),
+    "layer_norm": ("gain", "bias_std"),
     "lstm": ("gain", "forget_bias"),
     "gru": ("gain",),
 }

@@ -10,7 +10,7 @@ arrays/NAME_GROUP.npy         profiles and curves, `[networks of the group, ...]
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from absl import logging
 
 from experiments.progress import progress
 from rnn_jax import records, sharding, sweep
-from rnn_jax.sweep import Fit
+from rnn_jax.types import Key
 
 PARTS = "parts"
 NETWORKS = "networks.jsonl"
@@ -36,7 +36,8 @@ class Group(NamedTuple):
         settings: what all of them share; part of each line.
         numbers: name -> one number a network, `[N]`; handed to `fit` in float32.
         seeds: `[N]`.
-        fit: `(numbers, key) -> name -> array`, of one network.
+        fit: `(numbers, key) -> name -> array`, of one network; or what else the `Batches` of
+            `run_groups` want.
         describe: `(line so far, arrays of one network) -> (what to add to the line, arrays to
             keep)`.
     """
@@ -44,8 +45,24 @@ class Group(NamedTuple):
     settings: Row
     numbers: Arrays
     seeds: np.ndarray
-    fit: Fit
+    fit: Any
     describe: Callable[[Row, Arrays], tuple[Row, Arrays]]
+
+
+class Work(NamedTuple):
+    """Networks of a group that are to be computed.
+
+    Attributes:
+        group: theirs.
+        numbers: those of all its networks, float32 `[N]`.
+        keys: one a network, `[N]`.
+        indices: which networks.
+    """
+
+    group: Group
+    numbers: Arrays
+    keys: Key
+    indices: np.ndarray
 
 
 class Layout(NamedTuple):
@@ -62,7 +79,31 @@ class Layout(NamedTuple):
     mesh: jax.sharding.Mesh
 
 
-def run_groups(groups: list[Group], workdir: Path, seed: int, layout: Layout) -> list[Row]:
+Batches = Callable[[Work, Layout, Callable[[str], None]], Iterator[sweep.Lanes]]
+"""`(work, layout, say) -> results`, batch by batch; `say` shows a few words of news."""
+
+
+def whole_fits(work: Work, layout: Layout, say: Callable[[str], None]) -> Iterator[sweep.Lanes]:
+    """Each network by one call of its group's fit."""
+    del say
+    return sweep.batches(
+        work.group.fit,
+        work.numbers,
+        work.keys,
+        width=layout.width,
+        lanes=layout.lanes,
+        mesh=layout.mesh,
+        indices=work.indices,
+    )
+
+
+def run_groups(
+    groups: list[Group],
+    workdir: Path,
+    seed: int,
+    layout: Layout,
+    batches: Batches = whole_fits,
+) -> list[Row]:
     """Runs what is not yet done, and gathers all lines; call it in every process.
 
     Args:
@@ -70,6 +111,7 @@ def run_groups(groups: list[Group], workdir: Path, seed: int, layout: Layout) ->
         workdir: an open folder, held by this process. Only the writing process touches it.
         seed: of all networks; network n draws from fold_in(key(seed), its own seed).
         layout: how to spread them.
+        batches: how networks are computed.
 
     Returns:
         The lines of all networks, in order; empty in processes that do not write.
@@ -80,13 +122,18 @@ def run_groups(groups: list[Group], workdir: Path, seed: int, layout: Layout) ->
     total = sum(len(group.seeds) for group in groups)
     done = sharding.only_writer(lambda: finished(workdir, total))
     if not done.all():
-        _run_missing(groups, workdir, seed, layout, done.astype(bool))
+        _run_missing(groups, workdir, seed, layout, batches, done.astype(bool))
     sharding.only_writer(lambda: _gather_parts(workdir, groups, total))
     return load_rows(workdir) if sharding.is_writer() else []
 
 
 def _run_missing(
-    groups: list[Group], workdir: Path, seed: int, layout: Layout, done: np.ndarray
+    groups: list[Group],
+    workdir: Path,
+    seed: int,
+    layout: Layout,
+    batches: Batches,
+    done: np.ndarray,
 ) -> None:
     """Computes and writes the networks that are not done."""
     if done.any() and sharding.is_writer():
@@ -96,31 +143,25 @@ def _run_missing(
         first, count = 0, int(done.sum())
         start, before = time.monotonic(), count
         for number, group in enumerate(groups):
-            size = len(group.seeds)
-            missing = np.flatnonzero(~done[first : first + size])
-            for part in _batches(group, seed, layout, missing):
+            where = f"group {number + 1} of {len(groups)}"
+            missing = np.flatnonzero(~done[first : first + len(group.seeds)])
+
+            def say(news: str, where: str = where) -> None:
+                report(count, f"{where}: {news}")
+
+            for part in batches(_work(group, seed, missing), layout, say) if len(missing) else ():
                 if writer:
                     _write_part(workdir, group, number, first, part)
                 count += len(part.indices)
                 rate = (count - before) / (time.monotonic() - start)
-                report(count, f"{rate:.3g} a second, group {number + 1} of {len(groups)}")
-            first += size
+                report(count, f"{rate:.3g} a second, {where}")
+            first += len(group.seeds)
 
 
-def _batches(group: Group, seed: int, layout: Layout, missing: np.ndarray) -> Any:
-    if not len(missing):
-        return iter(())
+def _work(group: Group, seed: int, indices: np.ndarray) -> Work:
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(seed), s))(group.seeds)
     numbers = {name: values.astype(np.float32) for name, values in group.numbers.items()}
-    return sweep.batches(
-        group.fit,
-        numbers,
-        keys,
-        width=layout.width,
-        lanes=layout.lanes,
-        mesh=layout.mesh,
-        indices=missing,
-    )
+    return Work(group, numbers, keys, indices)
 
 
 def _write_part(workdir: Path, group: Group, number: int, first: int, part: sweep.Lanes) -> None:

@@ -61,7 +61,7 @@ def identity(scale: float | Array = 1.0) -> Initializer:
     return init
 
 
-def spectral_radius(rho: float, std: float = 1.0) -> Initializer:
+def spectral_radius(rho: float | Array, std: float = 1.0) -> Initializer:
     """Normal entries, rescaled so that the largest eigenvalue has modulus exactly `rho`.
 
     Args:
@@ -78,7 +78,7 @@ def spectral_radius(rho: float, std: float = 1.0) -> Initializer:
     return init
 
 
-def sparse(nonzeros: int = 15, rho: float = 0.95) -> Initializer:
+def sparse(nonzeros: int = 15, rho: float | Array = 0.95) -> Initializer:
     """Few normal entries in each row, rescaled to a spectral radius of exactly `rho`.
 
     Args:

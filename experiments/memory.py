@@ -1,0 +1,161 @@
+"""Who learns to remember? Tasks with long memory, the cures, and the gradient beside them.
+
+Every cure of --cures is trained on --task at every --length, --seeds times, all seeds side by side.
+A network has solved the task when at most 1 % of 400 fresh sequences are wrong (delayed_xor: 1 % of
+the answers); then its training ends. Its gradient is measured before the first iteration and after
+the last. A cure is a few settings laid over the others (experiments/cures.py); without --cures the
+settings alone are trained. With several --learning_rate each is tried, and the best is told.
+
+Written to --workdir: networks.jsonl, one line a network; arrays/, curves and profiles by group;
+learning_curves.png against the chance line; gradient_profiles.png, start and end; success.png where
+there are several lengths; table.md; summary.txt. A run that was stopped, however, goes on after its
+last finished group when started again with the same settings.
+
+Flags files:
+  experiments/flags/adding.flags          T = 100: tanh, IRNN, GRU, LSTM
+  experiments/flags/copy.flags            copy memory, delay 100
+  experiments/flags/temporal_order.flags  SGD, with clipping, with clipping and Omega
+  experiments/flags/cures.flags           every cure, by length
+  experiments/flags/cures_quick.flags     the effect of four of them, in three minutes
+  experiments/flags/flossing.flags        gradient flossing on delayed XOR
+
+Example:
+  python -m experiments.memory --flagfile=experiments/flags/adding.flags
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+
+from experiments import axes, lanes, memory_figures, sweeping
+from experiments.cures import CURES
+from experiments.method import Method, check_method, floss_iterations
+from experiments.options import UsageError, check, launch, option
+from experiments.recipes import Data, recipe
+from experiments.runner import settings_of, use_compilation_cache
+from experiments.sweep_tasks import TASKS
+from experiments.sweeping import Group, Layout, Row
+from rnn_jax import records, sharding
+from rnn_jax.tasks.task import Task
+
+TEST_SEQUENCES = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig(Method):
+    """Settings of the experiment; see `--help`."""
+
+    task: str = option("adding", "what is to be learned", choices=tuple(TASKS))
+    cures: str = option("", f"axis: {', '.join(CURES)}; empty for the settings as they are")
+    length: str = option("100", "axis: T, time steps; of copy_memory and delayed_xor the delay")
+    learning_rate: str = option("0.001", "axis: step size; the best of them is told")
+    seeds: int = option(5, "networks of each cure, length and learning rate", minimum=1)
+    seed: int = option(0, "of all of them", minimum=0)
+    batch_size: int = option(32, "B, sequences of an iteration", minimum=1)
+    train_steps: int = option(3000, "iterations of a network that does not solve it", minimum=1)
+    test_every: int = option(100, "iterations between two tests", minimum=1)
+    width: int = option(0, "networks side by side on a device; 0 to choose", minimum=0)
+    cpu_devices: int = option(0, "devices to make of a CPU; 0 for one a core", minimum=0)
+    workdir: str = option("runs/memory", "folder for results and figures")
+    overwrite: bool = option(False, "start afresh, whatever is in --workdir")
+    compilation_cache: bool = option(True, "keep compiled programs in the user's cache folder")
+
+
+def cured(config: MemoryConfig, cure: str) -> MemoryConfig:
+    """The settings with a cure laid over them."""
+    return dataclasses.replace(config, **CURES[cure].settings) if cure else config
+
+
+def cure_names(config: MemoryConfig) -> list[str]:
+    """The cures asked for; one without a name where none is."""
+    return axes.words("cures", config.cures, tuple(CURES)) if config.cures else [""]
+
+
+def groups_of(config: MemoryConfig) -> list[Group]:
+    """A group for each cure and length; its networks are learning rates times seeds."""
+    rates = axes.numbers("learning_rate", config.learning_rate, above=0)
+    lengths = axes.whole_numbers("length", config.length, minimum=1)
+    groups = []
+    for cure in cure_names(config):
+        settings = cured(config, cure)
+        check_method(settings)
+        floss_iterations(settings)
+        for length in lengths:
+            groups.append(_group(settings, cure, length, rates))
+    return groups
+
+
+def _group(config: MemoryConfig, cure: str, length: int, rates: list[float]) -> Group:
+    make = functools.partial(_task, config)
+    task = make(length, config.batch_size)
+    data = Data(task, make(length, TEST_SEQUENCES).sample, TEST_SEQUENCES)
+    return Group(
+        settings={"task": config.task, "cure": cure or "as given", "length": length},
+        numbers={"learning_rate": np.repeat(np.array(rates), config.seeds)},
+        seeds=np.tile(np.arange(config.seeds), len(rates)),
+        fit=recipe(config, data, length, config.batch_size, config.train_steps, config.test_every),
+        describe=lanes.describe(task.solved_wrong),
+    )
+
+
+def _task(config: MemoryConfig, length: int, batch_size: int) -> Task:
+    try:
+        return TASKS[config.task](length, batch_size)
+    except ValueError as error:
+        raise UsageError(f"--task={config.task} --length={length}: {error}") from error
+
+
+def check_config(config: MemoryConfig) -> None:
+    """`UsageError` for settings that cannot be, before anything runs."""
+    check(config)
+    check_method(config)
+    if config.train_steps % config.test_every:
+        raise UsageError(
+            f"--train_steps={config.train_steps} is no multiple of "
+            f"--test_every={config.test_every}; give one, so that the last stretch ends in a test"
+        )
+
+
+def layout_of(config: MemoryConfig, groups: list[Group]) -> Layout:
+    """All networks of a group at once, on every device its share."""
+    mesh = sharding.lanes_mesh()
+    largest = max(len(group.seeds) for group in groups)
+    width = config.width or min(16, math.ceil(largest / mesh.size))
+    blocks = math.ceil(largest / (width * mesh.size))
+    return Layout(width, width * mesh.size * blocks, mesh)
+
+
+def run(config: MemoryConfig) -> list[Row]:
+    """Trains what is not yet trained, and draws; the lines of all networks, in order."""
+    check_config(config)
+    groups = groups_of(config)
+    workdir = Path(config.workdir)
+    with contextlib.ExitStack() as folder:
+        folder.enter_context(records.held(workdir))
+        if config.overwrite:
+            sweeping.start_afresh(workdir)
+        records.open_run(workdir, settings_of("memory", config), config.overwrite)
+        rows = sweeping.run_groups(
+            groups, workdir, config.seed, layout_of(config, groups), lanes.learn
+        )
+        text = memory_figures.save(
+            workdir, rows, groups, _task(config, groups[0].settings["length"], 1)
+        )
+        records.write_atomically(workdir / "summary.txt", text)
+        print(text, end="")
+    return rows
+
+
+def main(config: MemoryConfig) -> None:
+    """Starts JAX as asked, and runs the experiment."""
+    sharding.use_cpu_devices(config.cpu_devices)
+    use_compilation_cache(config.compilation_cache)
+    run(config)
+
+
+if __name__ == "__main__":
+    launch(main, MemoryConfig)

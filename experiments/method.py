@@ -1,0 +1,127 @@
+"""How a network learns: its cell, its start, and each cure as a setting that switches it on."""
+
+import dataclasses
+
+import optax
+
+import rnn_jax
+from experiments.networks import CELLS, RECURRENT_INITS, make_cell
+from experiments.options import UsageError, option
+from rnn_jax import objectives, optim, regularizers, truncated
+from rnn_jax.cells import ACTIVATIONS
+from rnn_jax.gradflow import theory
+from rnn_jax.model import Model
+from rnn_jax.tasks.task import Task
+from rnn_jax.types import Array
+
+OPTIMIZERS = {"adam": optax.adam, "sgd": optax.sgd}
+"""name -> (learning rate -> optimizer)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Settings of the network and its training; see `--help` of an experiment that has them."""
+
+    cell: str = option("elman", "the recurrent cell", choices=CELLS)
+    activation: str = option(
+        "tanh", "of an elman, leaky or layer_norm cell", choices=tuple(ACTIVATIONS)
+    )
+    hidden_size: int = option(50, "H, number of hidden units", minimum=1)
+    recurrent_init: str = option("gaussian", "how W is drawn", choices=tuple(RECURRENT_INITS))
+    gain: float = option(1.0, "scale of W: its spectral radius if wide", above=0)
+    leak: float = option(0.1, "share of a leaky cell's state renewed at each step", above=0)
+    forget_bias: float = option(1.0, "an lstm's initial forget-gate bias")
+    chrono: bool = option(False, "start an lstm's forget-gate bias at ln(T - 1)")
+    optimizer: str = option("adam", "the update rule", choices=tuple(OPTIMIZERS))
+    clip_norm: float = option(0.0, "bound on the gradient's global norm; 0 for none", minimum=0)
+    omega: float = option(0.0, "weight of Pascanu's regularizer; 0 for none", minimum=0)
+    window: int = option(0, "steps that truncated BPTT goes back; 0 for all", minimum=0)
+    stride: int = option(0, "steps between two windows; 0 for the window", minimum=0)
+    floss_at: str = option(
+        "", "iterations before which gradient flossing runs, such as 0,100,200; empty for never"
+    )
+    floss_steps: int = option(100, "flossing steps each time", minimum=1)
+    floss_exponents: int = option(
+        0, "k, exponents pushed to 0; 0 for 15/16 of the units", minimum=0
+    )
+    floss_length: int = option(55, "time steps of a flossing step", minimum=2)
+    floss_burn_in: int = option(16, "of which so many at first do not count", minimum=0)
+    floss_batch: int = option(1, "sequences of a flossing step", minimum=1)
+    floss_rate: float = option(1e-3, "step size of flossing's own Adam", above=0)
+
+
+def check_method(method: Method) -> None:
+    """`UsageError` where settings do not go together."""
+    if method.leak > 1:
+        raise UsageError(f"--leak={method.leak}: above 1 there is no state to renew; give 0..1")
+    if method.stride > method.window:
+        raise UsageError(
+            f"--stride={method.stride}: --window={method.window} would leave out the losses between "
+            "two windows; give a stride of at most the window"
+        )
+    if method.floss_burn_in >= method.floss_length:
+        raise UsageError(
+            f"--floss_burn_in={method.floss_burn_in}: --floss_length={method.floss_length} leaves "
+            "no step to count; give less"
+        )
+    if method.floss_exponents > method.hidden_size:
+        raise UsageError(
+            f"--floss_exponents={method.floss_exponents}: {method.hidden_size} units have no more "
+            "exponents than that"
+        )
+
+
+def cell_of(method: Method, length: int) -> rnn_jax.Cell:
+    """The cell, for sequences of so many steps."""
+    bias = method.forget_bias
+    if method.chrono:
+        bias = float(theory.forget_bias_for(max(length, 3)))
+    return make_cell(
+        method.cell,
+        method.hidden_size,
+        method.activation,
+        method.recurrent_init,
+        method.gain,
+        leak=method.leak,
+        forget_bias=bias,
+    )
+
+
+def model_of(method: Method, task: Task, length: int) -> Model:
+    """The cell with the readout that a task wants."""
+    make = rnn_jax.last_only if task.last_only else rnn_jax.sequence_model
+    return make(cell_of(method, length), task.output_size)
+
+
+def objective_of(method: Method, model: Model, task: Task) -> objectives.Objective:
+    """What is trained: the task, by full or by truncated BPTT."""
+    if not method.window:
+        return objectives.task_objective(model, task)
+    return truncated.truncated_objective(model, task, method.window, method.stride or method.window)
+
+
+def optimizer_of(method: Method, learning_rate: Array) -> optax.GradientTransformation:
+    """The update rule behind the bound on the gradient; rates may be traced."""
+    return optim.recorded(OPTIMIZERS[method.optimizer](learning_rate), method.clip_norm or None)
+
+
+def regularizer_of(method: Method) -> regularizers.Regularizer | None:
+    """What is added to the gradient."""
+    return regularizers.pascanu(method.omega) if method.omega else None
+
+
+def floss_iterations(method: Method) -> list[int]:
+    """The iterations before which flossing runs, in order."""
+    words = [word for word in method.floss_at.split(",") if word.strip()]
+    try:
+        iterations = sorted({int(word) for word in words})
+    except ValueError:
+        iterations = [-1]
+    if any(iteration < 0 for iteration in iterations):
+        raise UsageError(f"--floss_at={method.floss_at}: give iterations, such as 0,100,200")
+    return iterations
+
+
+def floss_size(method: Method) -> int:
+    """k, the number of exponents that flossing pushes to 0."""
+    return method.floss_exponents or max(1, round(method.hidden_size * 15 / 16))
