@@ -32,6 +32,11 @@ CURES = {
         {"clip_norm": 1.0, "omega": 2.0}, "regularizers.pascanu", "Pascanu et al. 2013, eq. 9"
     ),
     "orthogonal": Cure(ORTHOGONAL, "initializers.orthogonal", "Saxe et al. 2014"),
+    "linear": Cure(
+        {"activation": "identity", "clip_norm": 1.0, **ORTHOGONAL},
+        "cells.elman(H, 'identity')",
+        "Henaff, Szlam & LeCun 2016",
+    ),
     "spectral": Cure(
         {"recurrent_init": "spectral", "gain": 0.95},
         "initializers.spectral_radius",

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from experiments.recipes import Recipe
-from experiments.sweeping import Arrays, Layout, Row, Work
 from experiments.sweep_theory import flow_numbers, middle_profile
+from experiments.sweeping import Arrays, Layout, Row, Work
 from rnn_jax import sweep
 
 MOMENTS = ("start", "end")
@@ -46,7 +46,8 @@ def learn(work: Work, layout: Layout, say: Callable[[str], None]) -> Iterator[sw
     say("first measurement")
     state = run(chosen.init, numbers, everyone)
     start = run(chosen.flow, (numbers, state), everyone)
-    live, stretches = everyone, []
+    live = everyone
+    stretches: list[Arrays] = []
     end = {
         name: np.zeros(len(keys), int) for name in ("steps", "diverged_step", "diverged_time_step")
     }
@@ -68,7 +69,7 @@ def learn(work: Work, layout: Layout, say: Callable[[str], None]) -> Iterator[sw
         )
         solved = ~gone & (found["wrong"] <= chosen.solved_wrong)
         live = live[~gone & ~solved]
-        done = len(keys) - len(live) - int(np.count_nonzero(end["diverged_step"]))
+        done = len(keys) - len(live) - np.count_nonzero(end["diverged_step"])
         say(
             f"iteration {first + chosen.test_every} of {chosen.num_steps}: test loss "
             f"{np.median(stretches[-1]['test_loss']):.3g}, {done} of {len(keys)} solved"

@@ -26,14 +26,16 @@ Example:
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from experiments import axes, lanes, memory_figures, sweeping
 from experiments.cures import CURES
-from experiments.method import Method, check_method, floss_iterations
+from experiments.method import Method, check_flossing, check_method
 from experiments.options import UsageError, check, launch, option
 from experiments.recipes import Data, recipe
 from experiments.runner import settings_of, use_compilation_cache
@@ -52,6 +54,7 @@ class MemoryConfig(Method):
     task: str = option("adding", "what is to be learned", choices=tuple(TASKS))
     cures: str = option("", f"axis: {', '.join(CURES)}; empty for the settings as they are")
     length: str = option("100", "axis: T, time steps; of copy_memory and delayed_xor the delay")
+    gains: str = option("", "axis: scale of W; empty for --gain, or what the cure sets")
     learning_rate: str = option("0.001", "axis: step size; the best of them is told")
     seeds: int = option(5, "networks of each cure, length and learning rate", minimum=1)
     seed: int = option(0, "of all of them", minimum=0)
@@ -79,24 +82,31 @@ def groups_of(config: MemoryConfig) -> list[Group]:
     """A group for each cure and length; its networks are learning rates times seeds."""
     rates = axes.numbers("learning_rate", config.learning_rate, above=0)
     lengths = axes.whole_numbers("length", config.length, minimum=1)
+    numbers = {"learning_rate": rates}
+    if config.gains:
+        numbers["gain"] = axes.numbers("gains", config.gains, above=0)
     groups = []
     for cure in cure_names(config):
         settings = cured(config, cure)
         check_method(settings)
-        floss_iterations(settings)
         for length in lengths:
-            groups.append(_group(settings, cure, length, rates))
+            groups.append(_group(settings, cure, length, numbers))
     return groups
 
 
-def _group(config: MemoryConfig, cure: str, length: int, rates: list[float]) -> Group:
+def _group(config: MemoryConfig, cure: str, length: int, numbers: dict[str, list[float]]) -> Group:
     make = functools.partial(_task, config)
     task = make(length, config.batch_size)
+    steps = jax.eval_shape(task.sample, jax.random.key(0)).inputs.shape[0]
+    check_flossing(config, steps, config.batch_size)
     data = Data(task, make(length, TEST_SEQUENCES).sample, TEST_SEQUENCES)
+    points = np.array(list(itertools.product(*numbers.values())))
     return Group(
         settings={"task": config.task, "cure": cure or "as given", "length": length},
-        numbers={"learning_rate": np.repeat(np.array(rates), config.seeds)},
-        seeds=np.tile(np.arange(config.seeds), len(rates)),
+        numbers={
+            name: np.repeat(points[:, column], config.seeds) for column, name in enumerate(numbers)
+        },
+        seeds=np.tile(np.arange(config.seeds), len(points)),
         fit=recipe(config, data, length, config.batch_size, config.train_steps, config.test_every),
         describe=lanes.describe(task.solved_wrong),
     )
@@ -142,9 +152,8 @@ def run(config: MemoryConfig) -> list[Row]:
         rows = sweeping.run_groups(
             groups, workdir, config.seed, layout_of(config, groups), lanes.learn
         )
-        text = memory_figures.save(
-            workdir, rows, groups, _task(config, groups[0].settings["length"], 1)
-        )
+        chance = [_task(config, g.settings["length"], 1).chance_loss for g in groups]
+        text = memory_figures.save(workdir, config.task, rows, groups, chance, config.test_every)
         records.write_atomically(workdir / "summary.txt", text)
         print(text, end="")
     return rows

@@ -56,8 +56,8 @@ def check_method(method: Method) -> None:
         raise UsageError(f"--leak={method.leak}: above 1 there is no state to renew; give 0..1")
     if method.stride > method.window:
         raise UsageError(
-            f"--stride={method.stride}: --window={method.window} would leave out the losses between "
-            "two windows; give a stride of at most the window"
+            f"--stride={method.stride}: --window={method.window} would leave out the losses "
+            "between two windows; give a stride of at most the window"
         )
     if method.floss_burn_in >= method.floss_length:
         raise UsageError(
@@ -71,26 +71,41 @@ def check_method(method: Method) -> None:
         )
 
 
-def cell_of(method: Method, length: int) -> rnn_jax.Cell:
-    """The cell, for sequences of so many steps."""
-    bias = method.forget_bias
+def check_flossing(method: Method, steps: int, batch_size: int) -> None:
+    """`UsageError` where a task's batches are too small for a flossing step."""
+    if not floss_iterations(method):
+        return
+    if method.floss_length > steps:
+        raise UsageError(
+            f"--floss_length={method.floss_length}: the task's sequences have {steps} steps; give "
+            "no more than that"
+        )
+    if method.floss_batch > batch_size:
+        raise UsageError(
+            f"--floss_batch={method.floss_batch}: a batch has {batch_size} sequences; give no more"
+        )
+
+
+def cell_of(method: Method, length: int, gain: Array | float | None = None) -> rnn_jax.Cell:
+    """The cell, for sequences of so many steps; its gain may be traced, in a sweep."""
+    bias: Array | float = method.forget_bias
     if method.chrono:
-        bias = float(theory.forget_bias_for(max(length, 3)))
+        bias = theory.forget_bias_for(max(length, 3))
     return make_cell(
         method.cell,
         method.hidden_size,
         method.activation,
         method.recurrent_init,
-        method.gain,
+        method.gain if gain is None else gain,
         leak=method.leak,
         forget_bias=bias,
     )
 
 
-def model_of(method: Method, task: Task, length: int) -> Model:
+def model_of(method: Method, task: Task, length: int, gain: Array | float | None = None) -> Model:
     """The cell with the readout that a task wants."""
     make = rnn_jax.last_only if task.last_only else rnn_jax.sequence_model
-    return make(cell_of(method, length), task.output_size)
+    return make(cell_of(method, length, gain), task.output_size)
 
 
 def objective_of(method: Method, model: Model, task: Task) -> objectives.Objective:

@@ -77,7 +77,7 @@ class Recipe(NamedTuple):
 def recipe(
     method: Method, data: Data, length: int, batch_size: int, num_steps: int, test_every: int
 ) -> Recipe:
-    """The programs of a method; `numbers` are those named in `method_numbers`.
+    """The programs of a method; `numbers` has learning_rate, and gain where it is an axis.
 
     Args:
         method: how to train.
@@ -97,6 +97,8 @@ def recipe(
 
     def init(numbers: Numbers, key: Key) -> TrainState:
         init_key, _, _ = jax.random.split(key, 3)
+        # Only the start depends on the gain: all else is of one model.
+        model = model_of(method, task, length, numbers.get("gain"))
         return train.fresh_state(model, optimizer(numbers), init_key, task.input_size, batch_size)
 
     def train_and_test(learner: Learner, key: Key) -> tuple[TrainState, dict[str, Array]]:
@@ -180,13 +182,14 @@ def _floss(method: Method, model: Model, task: Task) -> Callable[[Learner, Key],
         def body(now: regularizers.FlossState, _: None) -> tuple[regularizers.FlossState, None]:
             batch = task.sample(jax.random.fold_in(key, now.step))
             xs = batch.inputs[: method.floss_length, : method.floss_batch]
-            new, _ = regularizers.floss_step(
+            new, _metrics = regularizers.floss_step(
                 model.cell, optimizer, now, carry, xs, floss_size(method), method.floss_burn_in
             )
             return new, None
 
         start = regularizers.floss_init(optimizer, state.params.cell)
         end, _ = lax.scan(body, start, length=method.floss_steps)
-        return state.replace(params=state.params._replace(cell=end.params))
+        params = state.params._replace(cell=end.params)
+        return TrainState(state.step, params, state.opt_state, state.carry)
 
     return floss

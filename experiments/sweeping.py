@@ -146,7 +146,7 @@ def _run_missing(
             where = f"group {number + 1} of {len(groups)}"
             missing = np.flatnonzero(~done[first : first + len(group.seeds)])
 
-            def say(news: str, where: str = where) -> None:
+            def say(news: str, where: str = where, count: int = count) -> None:
                 report(count, f"{where}: {news}")
 
             for part in batches(_work(group, seed, missing), layout, say) if len(missing) else ():

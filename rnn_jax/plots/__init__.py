@@ -11,6 +11,13 @@ from rnn_jax.plots.flow import (
     summand_profile,
     truncation_curve,
 )
+from rnn_jax.plots.learning import (
+    Learned,
+    foretold,
+    learning_curves,
+    start_and_end,
+    success_table,
+)
 from rnn_jax.plots.speed import speed_ratios
 from rnn_jax.plots.style import natural_log
 from rnn_jax.plots.sweep import Curve, Panel, phase_diagram, prediction, slopes_along, success
@@ -25,15 +32,18 @@ from rnn_jax.plots.training import (
 __all__ = [
     "Curve",
     "Flow",
+    "Learned",
     "Panel",
     "credit_heatmap",
     "eigenvalue_plane",
     "exponent_spectrum",
     "flow_comparison",
     "flow_profile",
+    "foretold",
     "free_run",
     "gradient_heatmap",
     "gradient_profiles",
+    "learning_curves",
     "loss_curve",
     "natural_log",
     "parameter_heatmaps",
@@ -42,7 +52,9 @@ __all__ = [
     "singular_values_by_lag",
     "slopes_along",
     "speed_ratios",
+    "start_and_end",
     "success",
+    "success_table",
     "summand_profile",
     "truncation_curve",
 ]

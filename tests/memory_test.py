@@ -1,0 +1,267 @@
+"""The memory experiment: its files and refusals, and the loop by which networks learn together."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnn_jax
+from experiments import lanes, memory, memory_figures, sweeping
+from experiments.cures import CURES
+from experiments.memory import MemoryConfig, groups_of
+from experiments.method import Method, cell_of, check_method
+from experiments.options import UsageError
+from experiments.recipes import Recipe
+from experiments.sweeping import Group, Layout, Work
+from rnn_jax import objectives, optim, records, sharding, train
+
+SMALL = MemoryConfig(
+    task="adding",
+    cures="none,gru",
+    length="8",
+    hidden_size=5,
+    batch_size=4,
+    train_steps=6,
+    test_every=3,
+    seeds=2,
+    learning_rate="0.01,0.03",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("memory") / "whole"
+    return folder, memory.run(dataclasses.replace(SMALL, workdir=str(folder)))
+
+
+def test_one_line_a_network_and_the_files_that_the_help_promises(finished):
+    folder, rows = finished
+    assert len(rows) == 2 * 2 * 2
+    points = {(r["cure"], r["length"], r["learning_rate"], r["seed"]) for r in rows}
+    assert len(points) == 8
+    for row in rows:
+        assert row["steps"] == 6 or row["solved"]
+        assert row["solved"] == (row["wrong"] <= 0.01)
+        assert {"slope_start", "slope_end", "horizon_end", "verdict_end"} <= set(row)
+    for name in ("learning_curves", "gradient_profiles", "success"):
+        assert (folder / f"{name}.png").stat().st_size > 5000
+    table = (folder / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in table] == [
+        "| cure",
+        "|---|---|",
+        "| none",
+        "| gru",
+    ]
+    assert "gru, T = 8: " in (folder / "summary.txt").read_text()
+    assert records.load_array(folder, "test_loss_0001").shape == (4, 2)
+    assert records.load_array(folder, "traces_0001").shape == (4, 2, 8)
+
+
+def test_a_stopped_experiment_goes_on_and_ends_in_the_same_lines(finished, tmp_path, monkeypatch):
+    """The first process ends after its first group; the second does not train that again."""
+    folder = tmp_path / "stopped"
+    config = dataclasses.replace(SMALL, workdir=str(folder))
+    taught = []
+
+    def stops(work, layout, say):
+        if len(taught) == 1:
+            raise KeyboardInterrupt
+        taught.append(work.group.settings)
+        return learn(work, layout, say)
+
+    learn = lanes.learn
+    monkeypatch.setattr(lanes, "learn", stops)
+    with pytest.raises(KeyboardInterrupt):
+        memory.run(config)
+    taught.clear()
+    monkeypatch.setattr(lanes, "learn", lambda *work: taught.append(1) or learn(*work))
+    memory.run(config)
+    assert len(taught) == 1
+    name = sweeping.NETWORKS
+    assert (folder / name).read_bytes() == (finished[0] / name).read_bytes()
+
+
+def test_a_network_learns_as_it_would_alone(finished):
+    """Its losses are those of `train_chunk` on the same keys."""
+    folder, rows = finished
+    (index,) = (
+        n
+        for n, row in enumerate(rows)
+        if (row["cure"], row["length"], row["learning_rate"], row["seed"]) == ("gru", 8, 0.03, 1)
+    )
+    settings = memory.cured(SMALL, "gru")
+    task = memory.TASKS["adding"](8, 4)
+    model = rnn_jax.last_only(cell_of(settings, 8), task.output_size)
+    optimizer = optim.recorded(optax.adam(0.03))
+    init_key, data_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 1), 3)
+    state = train.init_state(model, optimizer, init_key, 2, 4)
+    objective = objectives.task_objective(model, task)
+    _, metrics = train.train_chunk(objective, optimizer, task.sample, state, data_key, 6)
+    group = [row["cure"] == "gru" and row["length"] == 8 for row in rows]
+    lane = index - int(np.argmax(group))
+    found = records.load_array(folder, "loss_0001")[lane]
+    wanted = np.asarray(metrics.loss).reshape(2, 3).mean(axis=1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def counting_group(ends, num_steps=12, test_every=3):
+    """Networks whose state counts their steps; each solves its task, or diverges, when told."""
+
+    def init(numbers, key):
+        del key
+        return {"count": jnp.zeros(()), "marker": numbers["solves"]}
+
+    def teach(learner, key):
+        del key
+        numbers, state = learner
+        steps = state["count"] + 1 + jnp.arange(test_every)
+        loss = jnp.where(steps == numbers["breaks"], jnp.nan, 1 / steps)
+        new = {**state, "count": steps[-1]}
+        return new, {
+            "loss": loss,
+            "gradient_norm": jnp.ones(test_every),
+            "nonfinite_step": jnp.where(jnp.isnan(loss), 2, 0),
+            "traces": jnp.full(5, steps[-1]),
+            "test_loss": 1 / steps[-1],
+            "wrong": jnp.where(steps[-1] >= numbers["solves"], 0.0, 1.0),
+        }
+
+    def flow(learner, key):
+        del key
+        count = learner[1]["count"]
+        return {"log_norms": jnp.full((5, 2), count), "exponent": count}
+
+    recipe = Recipe(init, teach, flow, None, (), num_steps, test_every, solved_wrong=0.01)
+    numbers = {name: np.array(values, np.float32) for name, values in ends.items()}
+    count = len(numbers["solves"])
+    group = Group({}, numbers, np.arange(count), recipe, lanes.describe(0.01))
+    keys = jax.random.split(jax.random.key(0), count)
+    return Work(group, numbers, keys, np.arange(count))
+
+
+def test_a_network_stays_as_it_was_when_it_solved_its_task_or_diverged():
+    """Tests are at 3, 6, 9 and 12 steps: one solves it at 5, one breaks at 8, one does neither."""
+    work = counting_group({"solves": [5, 99, 99], "breaks": [99, 8, 99]})
+    layout = Layout(2, 4, sharding.lanes_mesh())
+    news = []
+    (part,) = lanes.learn(work, layout, news.append)
+    found = part.results
+    np.testing.assert_array_equal(found["steps"], [6, 9, 12])
+    np.testing.assert_array_equal(found["exponent_end"], [6, 6, 12])
+    np.testing.assert_array_equal(found["exponent_start"], [0, 0, 0])
+    np.testing.assert_array_equal(found["diverged_step"], [0, 8, 0])
+    np.testing.assert_array_equal(found["diverged_time_step"], [0, 2, 0])
+    np.testing.assert_allclose(found["test_loss"][0], 1 / np.array([3, 6, 6, 6]))
+    np.testing.assert_allclose(found["test_loss"][2], 1 / np.array([3, 6, 9, 12]))
+    assert np.isnan(found["loss"][1]).tolist() == [False, False, True, True]
+    describe = lanes.describe(0.01)
+    lines = [
+        describe({}, {name: values[lane] for name, values in found.items()})[0] for lane in range(3)
+    ]
+    assert [line["solved"] for line in lines] == [True, False, False]
+    assert [line["diverged_step"] for line in lines] == [None, 8, None]
+    assert news[-1].startswith("iteration 12 of 12")
+    assert news[-1].endswith("1 of 3 solved")
+
+
+def test_training_ends_when_nobody_is_left():
+    work = counting_group({"solves": [2, 4], "breaks": [99, 99]})
+    news = []
+    (part,) = lanes.learn(work, Layout(2, 4, sharding.lanes_mesh()), news.append)
+    assert news[-1].startswith("iteration 6 of 12")
+    # Curves keep their length, for networks of other groups to stand beside.
+    np.testing.assert_allclose(part.results["test_loss"], [[1 / 3] * 4, [1 / 3] + [1 / 6] * 3])
+
+
+@pytest.mark.parametrize("cure", CURES)
+def test_every_cure_trains(cure):
+    """Its program can be traced, and is not that of an untreated network."""
+    config = MemoryConfig(
+        cures=f"{cure}", length="60", hidden_size=20, floss_burn_in=2, floss_length=5, test_every=2
+    )
+    names = {field.name for field in dataclasses.fields(Method)}
+    assert set(CURES[cure].settings) <= names
+    recipe = groups_of(config)[0].fit
+    numbers = {"learning_rate": jnp.float32(0.1)}
+    key = jax.random.key(0)
+    state = jax.eval_shape(recipe.init, numbers, key)
+    new, found = jax.eval_shape(recipe.train, (numbers, state), key)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert found["wrong"].shape == ()
+    assert (recipe.floss is not None) == cure.startswith("floss")
+    if recipe.floss is not None:
+        assert 0 in recipe.floss_at
+        flossed = jax.eval_shape(recipe.floss, (numbers, state), key)
+        assert jax.tree.structure(flossed) == jax.tree.structure(state)
+    if cure != "none":
+        assert memory.cured(config, cure) != memory.cured(config, "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cures": "none,prayer"}, "--cures=none,prayer: take some of none, clip"),
+        ({"train_steps": 7}, "--train_steps=7 is no multiple of --test_every=3"),
+        ({"length": "1"}, "--task=adding --length=1: length is 1"),
+        ({"learning_rate": "0"}, "--learning_rate=0: 0 is not above 0"),
+        ({"window": 5, "stride": 6}, "--stride=6: --window=5"),
+        ({"floss_at": "soon"}, "--floss_at=soon: give iterations"),
+        ({"floss_burn_in": 60}, "--floss_burn_in=60: --floss_length=55"),
+        ({"floss_exponents": 6}, "--floss_exponents=6: 5 units"),
+        ({"leak": 1.5, "cell": "leaky"}, "--leak=1.5: above 1"),
+        ({"gains": "-1"}, "--gains=-1"),
+        ({"floss_at": "0", "floss_length": 9, "floss_burn_in": 2}, "--floss_length=9"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_runs(changes, message, tmp_path):
+    config = dataclasses.replace(SMALL, workdir=str(tmp_path / "run"), **changes)
+    with pytest.raises(UsageError) as error:
+        memory.run(config)
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_foretold_is_the_length_over_which_a_gradient_keeps_a_thousandth():
+    def trained(slope, solved):
+        rows = [{"slope_start": slope, "test_loss": 1.0}] * 2
+        learned = memory_figures.Learned(
+            *(np.zeros((2, 1)),), np.array(solved), *(np.zeros((2, 4)),) * 2
+        )
+        return memory_figures.Trained("kind", "cure", 10, 0.1, rows, learned, 1.0)
+
+    grid = {
+        ("slow", 10): trained(-0.1, [True, True]),
+        ("slow", 20): trained(-0.1, [True, False]),
+        ("slow", 40): trained(-0.1, [False, False]),
+        ("quick", 10): trained(-1.0, [False, False]),
+        ("quick", 20): trained(-1.0, [False, False]),
+        ("quick", 40): trained(-1.0, [False, False]),
+    }
+    predicted, found = memory_figures.foretold(["slow", "quick"], [10, 20, 40], grid)
+    np.testing.assert_array_equal(predicted, np.floor(math.log(1e3) / np.array([0.1, 1.0])))
+    np.testing.assert_array_equal(found, [20, 0])
+
+
+def test_the_best_learning_rate_is_told(finished):
+    folder, rows = finished
+    config = dataclasses.replace(SMALL, workdir=str(folder))
+    cells = memory_figures.best_cells(folder, rows, groups_of(config), [1.0] * 2)
+    assert len(cells) == 2
+    for cell in cells:
+        mine = [r for r in rows if (r["cure"], r["length"]) == (cell.cure, cell.length)]
+        medians = {
+            rate: np.median([r["test_loss"] for r in mine if r["learning_rate"] == rate])
+            for rate in (0.01, 0.03)
+        }
+        assert cell.learning_rate == min(medians, key=medians.get)
+        assert len(cell.rows) == 2
+
+
+def test_methods_that_go_together_are_let_through():
+    check_method(Method())
