@@ -113,12 +113,14 @@ def nnx_problem(name):
     return cell, params, xs, flax_run
 
 
-PROBLEMS = [(linen_problem, name) for name in LINEN] + [(nnx_problem, name) for name in NNX]
+QUICK = ("EchoNNX", "LSTMCell")
+"""The nnx cells of the default suite; linen has them all."""
+PROBLEMS = [(linen_problem, name) for name in LINEN] + [
+    pytest.param(nnx_problem, name, marks=() if name in QUICK else pytest.mark.slow) for name in NNX
+]
 
 
-@pytest.mark.parametrize(
-    ("make", "name"), PROBLEMS, ids=[f"{m.__name__[:-8]} {name}" for m, name in PROBLEMS]
-)
+@pytest.mark.parametrize(("make", "name"), PROBLEMS)
 def test_unroll_and_gradients_are_those_of_flax(x64, make, name):
     cell, params, xs, flax_run = make(name)
     weights = jnp.asarray(np.random.default_rng(1).uniform(0.5, 2, size=(T, B, 1)))

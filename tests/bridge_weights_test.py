@@ -17,7 +17,9 @@ from rnn_jax.bridge import from_flax, from_linen, from_nnx, from_pytorch, to_fla
 T, B, D, H = 5, 3, 2, 4
 OURS = {"SimpleCell": rnn_jax.elman, "LSTMCell": rnn_jax.lstm, "GRUCell": rnn_jax.gru}
 OURS["OptimizedLSTMCell"] = rnn_jax.lstm
-CASES = [(library, name) for library in ("linen", "nnx") for name in OURS]
+CASES = [("linen", name) for name in OURS] + [
+    pytest.param("nnx", name, marks=() if name == "GRUCell" else pytest.mark.slow) for name in OURS
+]
 DOUBLE = {"param_dtype": jnp.float64, "dtype": jnp.float64}
 
 

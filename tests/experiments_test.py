@@ -157,7 +157,14 @@ def test_gradient_flow_looks_at_a_run(tutorial_run, tmp_path):
     config = dataclasses.replace(
         SMALL, run=str(tutorial_run.workdir), workdir=str(tmp_path / "flow")
     )
-    assert gradient_flow.run(config).measured.log_norms.shape == (49, 1)
+    network = gradient_flow.network_of(config)
+    assert network.xs.shape == (49, 1, 1)
+    logs = gradient_flow.gradflow.state_gradients(*network)
+    # The profile of the run's last iteration, up to the batch that it is measured on.
+    trace = records.load_array(tutorial_run.workdir, "trace")[-1]
+    np.testing.assert_allclose(logs[:, 0], np.log(trace), atol=4)
+    start = dataclasses.replace(config, moment="start")
+    assert np.abs(gradient_flow.network_of(start).params.W).max() < 0.01
 
 
 def test_a_run_that_is_not_there(tmp_path):

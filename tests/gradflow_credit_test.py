@@ -80,7 +80,10 @@ def test_every_entry_equals_a_product_of_jacobians(activation):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["lstm", "gru", "leaky", "user"])
+@pytest.mark.parametrize(
+    "name",
+    ["lstm", "user", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "leaky"))],
+)
 def test_entries_are_norms_of_vectors_that_add_up_to_the_adjoints(name):
     """Each is the root mean square over the batch of |dL_t/ds_k|; sum_t dL_t/ds_k = lambda_k."""
     cell = CELLS[name]

@@ -84,9 +84,9 @@ def check_derivatives(value, params):
     [
         ("state_gradients", "elman"),
         ("state_gradients", "lstm"),
-        ("credit_matrix", "elman"),
+        pytest.param("credit_matrix", "elman", marks=pytest.mark.slow),
         ("parameter_terms", "elman"),
-        ("jacobian_product", "elman"),
+        pytest.param("jacobian_product", "elman", marks=pytest.mark.slow),
     ],
 )
 def test_derivatives_equal_central_differences(measure, name):

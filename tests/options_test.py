@@ -50,8 +50,8 @@ def _launch(*arguments: str) -> subprocess.CompletedProcess:
     ("flags", "said"),
     [
         (["--num_steps=0"], "--num_steps=0: give a number of at least 1"),
-        (["--wurst=3"], "Unknown command line flag 'wurst'"),
-        (["--hidden_size=many"], "--hidden_size=many"),
+        pytest.param(["--wurst=3"], "Unknown command line flag 'wurst'", marks=pytest.mark.slow),
+        pytest.param(["--hidden_size=many"], "--hidden_size=many", marks=pytest.mark.slow),
         (["stray"], "'stray' is not a flag"),
         (["--workdir=/dev/null/run"], "--workdir=/dev/null/run cannot be written"),
     ],
