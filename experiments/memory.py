@@ -35,7 +35,7 @@ import numpy as np
 
 from experiments import axes, lanes, memory_figures, sweeping
 from experiments.cures import CURES
-from experiments.method import Method, check_flossing, check_method
+from experiments.method import Method, check_flossing, check_method, floss_iterations
 from experiments.options import UsageError, check, launch, option
 from experiments.recipes import Data, recipe
 from experiments.runner import settings_of, use_compilation_cache
@@ -97,6 +97,12 @@ def groups_of(config: MemoryConfig) -> list[Group]:
 def _group(config: MemoryConfig, cure: str, length: int, numbers: dict[str, list[float]]) -> Group:
     make = functools.partial(_task, config)
     task = make(length, config.batch_size)
+    for iteration in floss_iterations(config):
+        if iteration % config.test_every:
+            raise UsageError(
+                f"--floss_at={config.floss_at}: flossing comes between two tests, and {iteration} "
+                f"is no multiple of --test_every={config.test_every}"
+            )
     steps = jax.eval_shape(task.sample, jax.random.key(0)).inputs.shape[0]
     check_flossing(config, steps, config.batch_size)
     data = Data(task, make(length, TEST_SEQUENCES).sample, TEST_SEQUENCES)

@@ -212,6 +212,7 @@ def test_every_cure_trains(cure):
         ({"learning_rate": "0"}, "--learning_rate=0: 0 is not above 0"),
         ({"window": 5, "stride": 6}, "--stride=6: --window=5"),
         ({"floss_at": "soon"}, "--floss_at=soon: give iterations"),
+        ({"floss_at": "0,4", "floss_length": 5, "floss_burn_in": 2}, "4 is no multiple of"),
         ({"floss_burn_in": 60}, "--floss_burn_in=60: --floss_length=55"),
         ({"floss_exponents": 6}, "--floss_exponents=6: 5 units"),
         ({"leak": 1.5, "cell": "leaky"}, "--leak=1.5: above 1"),
