@@ -29,6 +29,7 @@ from rnn_jax.cells import (
     leaky,
     learned_initial_state,
     lstm,
+    segmented,
     stack,
     variational_dropout,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "learned_initial_state",
     "lstm",
     "plain_unroll",
+    "segmented",
     "sequence_model",
     "stack",
     "unroll",

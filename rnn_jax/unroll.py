@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from rnn_jax import adjoint
 from rnn_jax.cells import Cell
@@ -163,6 +164,8 @@ def _unroll_layers(
     structure: its input product, weight gradients included, is one product over all t.
     A perturbation is added to s_t when the step is done, so the layer above meets it at t + 1 only.
     """
+    if cell.segment_length is not None and cell.segment_length < xs.shape[0]:
+        return _unroll_segments(cell, params, state, xs, perturbations, valid)
     if cell.layers is None:
         return _unroll(cell, params, state, xs, perturbations, valid)
     nothing = (None,) * len(cell.layers)
@@ -176,6 +179,38 @@ def _unroll_layers(
             computed = jax.tree.map(jnp.subtract, computed, perturbation)
         xs = layer.emit(computed)
     return tuple(states)
+
+
+def _unroll_segments(
+    cell: Cell,
+    params: Params,
+    state: State,
+    xs: Array,
+    perturbations: State | None,
+    valid: Array | None,
+) -> State:
+    """One segment after the other; of each, the way back keeps the start and runs it again."""
+    length = cell.segment_length
+    assert length is not None
+    plain = cell._replace(segment_length=None)
+    # What does not fill a segment comes first, as a segment of its own.
+    head = xs.shape[0] % length
+
+    @jax.checkpoint
+    def segment(params: Params, start: State, part: Any) -> tuple[State, State]:
+        states = _unroll_layers(plain, params, start, *part)
+        return jax.tree.map(lambda s: s[-1], states), states
+
+    sequences = (xs, perturbations, valid)
+    first = jax.tree.map(lambda a: a[:head], sequences)
+    rest = jax.tree.map(lambda a: a[head:].reshape(-1, length, *a.shape[1:]), sequences)
+    parts = []
+    if head:
+        state, states = segment(params, state, first)
+        parts.append(states)
+    _, states = lax.scan(lambda start, part: segment(params, start, part), state, rest)
+    parts.append(jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), states))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -13,6 +13,7 @@ from rnn_jax.cells.elman import (
 )
 from rnn_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
 from rnn_jax.cells.learned import LearnedStateParams, learned_initial_state
+from rnn_jax.cells.segmented import segmented
 from rnn_jax.cells.stack import stack
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "leaky",
     "learned_initial_state",
     "lstm",
+    "segmented",
     "stack",
     "variational_dropout",
 ]

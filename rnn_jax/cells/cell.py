@@ -59,6 +59,7 @@ class Cell(NamedTuple):
         emit: `state -> [..., H]`, what the readout sees; the state itself unless given.
         affine: the step's structure where it has one (see `Affine`); None is always correct.
         layers: the cells of a stack, bottom first, where this is one (see `rnn_jax.stack`).
+        segment_length: how far `unroll` runs between two checkpoints (see `rnn_jax.segmented`).
 
     Any pure function will do as a step:
 
@@ -79,6 +80,7 @@ class Cell(NamedTuple):
     emit: Callable[[State], Array] = _itself
     affine: Affine | None = None
     layers: "tuple[Cell, ...] | None" = None
+    segment_length: int | None = None
 
 
 def affine_cell(
