@@ -6,6 +6,7 @@ Sections, all by default; --sections chooses:
   traces    training with |dL/ds_t| recorded over training without
   process   the whole process `python -m experiments.sine`, with an empty cache and again
   sweep     1,000 networks of the tutorial's size: a sweep, one by one, one vmap, PyTorch
+  grid      elman, lstm and gru at every size, beside plain JAX, Flax and PyTorch
   limit     beside a C program of your own, where --limit_source names one
 
 Before anything is timed, the gradients of all sides at the same weights are compared; where they
@@ -32,10 +33,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import sine
+from experiments import axes, sine
 from experiments.benchmarks import (
     flax_loop,
     gradients,
+    grid,
     process,
     report,
     sweeps,
@@ -69,8 +71,22 @@ class BenchmarkConfig:
     limit_source: str = option(
         "", "C file whose program prints 'C limit: X us/iter', as a yardstick; empty for none"
     )
+    cells: str = option("elman,lstm,gru", "axis of the grid")
+    hidden_size: str = option("16,64,128,256,512", "axis of the grid: H")
+    batch_size: str = option("1,32,128", "axis of the grid: B")
+    num_steps: str = option("50,200,1000", "axis of the grid: T")
     workdir: str = option("runs/benchmark", "folder for the table, the figure and all times")
     overwrite: bool = option(False, "replace a run of other settings in --workdir")
+
+
+def grid_axes(config: BenchmarkConfig) -> tuple[list[str], list[int], list[int], list[int]]:
+    """The axes of the section grid, checked."""
+    return (
+        axes.words("cells", config.cells, tuple(grid.CELLS)),
+        axes.whole_numbers("hidden_size", config.hidden_size, minimum=1),
+        axes.whole_numbers("batch_size", config.batch_size, minimum=1),
+        axes.whole_numbers("num_steps", config.num_steps, minimum=1),
+    )
 
 
 def torch_iterations(config: BenchmarkConfig) -> int:
@@ -97,6 +113,7 @@ SECTIONS: dict[str, Section] = {
         min(PROCESS_RUNS, config.repeats),
     ),
     "sweep": lambda config, torch: sweeps.findings(torch, config.repeats),
+    "grid": lambda config, torch: grid.findings(torch, *grid_axes(config), config.repeats),
     "limit": lambda config, torch: process.limit_findings(
         config.limit_source, config.iterations, config.repeats
     ),
@@ -151,6 +168,7 @@ def run(config: BenchmarkConfig) -> Result:
     """Measures section after section; results are on disk after each."""
     check(config)
     names = sections_of(config)
+    grid_axes(config)
     if config.limit_source and not Path(config.limit_source).is_file():
         raise UsageError(f"--limit_source={config.limit_source}: give a C file that exists")
     workdir = open_workdir("benchmark", config)

@@ -1,5 +1,7 @@
 """The tutorial's loop in PyTorch. torch is an extra: only `experiments.benchmark` imports this."""
 
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -102,3 +104,70 @@ def gradients(params: rnn_jax.ModelParams, carry: Array, batch: Batch) -> rnn_ja
         rnn_jax.ElmanParams(gradient(inputs).T, gradient(recurrent).T, gradient(bias)),
         rnn_jax.ReadoutParams(gradient(net.readout.weight).T, gradient(net.readout.bias)),
     )
+
+
+LAYERS = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
+
+
+def layer_gradients(cell: str, params: rnn_jax.ModelParams, batch: Batch) -> rnn_jax.ModelParams:
+    """PyTorch's gradient of the mean squared error at our weights, in our layout.
+
+    Its second bias counts in a GRU's candidate only, where it is our d; elsewhere it is 0.
+    """
+    ours, readout = params
+    hidden_size = ours.W.shape[0]
+    layer = LAYERS[cell](ours.U.shape[0], hidden_size)
+    head = torch.nn.Linear(hidden_size, readout.c.shape[0])
+    second = np.zeros_like(ours.b)
+    if hasattr(ours, "d"):
+        second[-hidden_size:] = ours.d
+    weights = (ours.U.T, ours.W.T, ours.b, second, readout.V.T, readout.c)
+    with torch.no_grad():
+        for weight, value in zip([*layer.parameters(), *head.parameters()], weights, strict=True):
+            weight.copy_(torch.from_numpy(np.array(value)))
+    xs, targets = (torch.from_numpy(np.array(a)) for a in (batch.inputs, batch.targets))
+    torch.nn.functional.mse_loss(head(layer(xs)[0]), targets).backward()
+    U, W, b, second, V, c = (
+        jnp.asarray(weight.grad) for weight in [*layer.parameters(), *head.parameters()]
+    )
+    found = {"U": U.T, "W": W.T, "b": b}
+    if hasattr(ours, "d"):
+        found["d"] = second[-hidden_size:]
+    return rnn_jax.ModelParams(type(ours)(**found), rnn_jax.ReadoutParams(V.T, c))
+
+
+def layer_run(
+    cell: str,
+    hidden_size: int,
+    xs: np.ndarray,
+    targets: np.ndarray,
+    learning_rate: float,
+    steps: int,
+    threads: int,
+) -> Callable[[], float]:
+    """A function that takes so many training steps on one batch, and returns the seconds.
+
+    Args:
+        cell: "elman", "lstm" or "gru".
+        hidden_size: H.
+        xs, targets: `[T, B, D]` and `[T, B, 1]`.
+        learning_rate: of Adam.
+        steps: in a run.
+        threads: of PyTorch's.
+    """
+    layer = LAYERS[cell](xs.shape[-1], hidden_size)
+    readout = torch.nn.Linear(hidden_size, targets.shape[-1])
+    optimizer = torch.optim.Adam([*layer.parameters(), *readout.parameters()], lr=learning_rate)
+    inputs, wanted = torch.from_numpy(xs.copy()), torch.from_numpy(targets.copy())
+
+    def run() -> float:
+        torch.set_num_threads(threads)
+        start = time.perf_counter()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            outputs = readout(layer(inputs)[0])
+            torch.nn.functional.mse_loss(outputs, wanted).backward()
+            optimizer.step()
+        return time.perf_counter() - start
+
+    return run
