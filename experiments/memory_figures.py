@@ -12,6 +12,8 @@ from rnn_jax.plots import Learned
 
 MANY = 6
 """Kinds that colours can tell apart."""
+DELAYED = ("copy_memory", "delayed_xor")
+"""Tasks whose length is a delay."""
 
 
 class Trained(NamedTuple):
@@ -102,28 +104,29 @@ def save(
         test_every: iterations between two points of a curve.
     """
     cells = best_cells(workdir, rows, groups, chance)
-    task = task.replace("_", " ")
     kinds = list(dict.fromkeys(cell.kind for cell in cells))
     lengths = sorted({cell.length for cell in cells})
+    names = {length: length_name(task, length) for length in lengths}
+    task = task.replace("_", " ")
     grid = {(cell.kind, cell.length): cell for cell in cells}
-    _save_curves(workdir, task, kinds, lengths, grid, test_every)
+    _save_curves(workdir, task, kinds, names, grid, test_every)
     plots.start_and_end(
         {kind: grid[kind, lengths[-1]].learned for kind in kinds},
-        f"{task}, T = {lengths[-1]}: the gradient before and after training",
+        f"{task}, {names[lengths[-1]]}: the gradient before and after training",
     ).savefig(workdir / "gradient_profiles.png")
     if len(cells) > 1:
         plots.success_table(
             kinds,
-            [f"T = {length}" for length in lengths],
+            list(names.values()),
             np.array([[grid[k, n].learned.solved.mean() for n in lengths] for k in kinds]),
             [[slopes(grid[k, n]) for n in lengths] for k in kinds],
             f"{task}: who solves it; slope of the gradient before and after",
         ).savefig(workdir / "success.png")
     if len(lengths) > 2:
         _save_foretold(workdir, task, kinds, lengths, grid)
-    table = markdown(kinds, lengths, grid)
+    table = markdown(kinds, names, grid)
     records.write_atomically(workdir / "table.md", table)
-    return table + summary(workdir, cells)
+    return table + summary(workdir, cells, names)
 
 
 Grid = dict[tuple[str, int], Trained]
@@ -131,10 +134,15 @@ Grid = dict[tuple[str, int], Trained]
 
 
 def _save_curves(
-    workdir: Path, task: str, kinds: list[str], lengths: list[int], grid: Grid, test_every: int
+    workdir: Path,
+    task: str,
+    kinds: list[str],
+    names: dict[int, str],
+    grid: Grid,
+    test_every: int,
 ) -> None:
     """A panel for each length, or for each kind where there are many."""
-    names = {length: f"T = {length}" for length in lengths}
+    lengths = list(names)
     if by_kind := len(kinds) > MANY:
         panels = {k: {names[n]: grid[k, n].learned for n in lengths} for k in kinds}
         chance = {k: grid[k, lengths[-1]].chance_loss for k in kinds}
@@ -176,6 +184,11 @@ def foretold(kinds: list[str], lengths: list[int], grid: Grid) -> tuple[np.ndarr
     return np.asarray(theory.trainable_length(slope)), np.array(learned)
 
 
+def length_name(task: str, length: int) -> str:
+    """What a length is called in figures and tables."""
+    return f"{'delay' if task in DELAYED else 'T'} = {length}"
+
+
 def slopes(cell: Trained) -> str:
     """Median slope of the gradient before and after training, nats per step back."""
     return " → ".join(f"{_middle(cell.rows, f'slope_{m}'):+.3f}" for m in ("start", "end"))
@@ -186,20 +199,20 @@ def _middle(rows: list[Row], name: str) -> float:
     return float(np.median(known)) if known else np.nan
 
 
-def markdown(kinds: list[str], lengths: list[int], grid: Grid) -> str:
+def markdown(kinds: list[str], names: dict[int, str], grid: Grid) -> str:
     """The table cure x length: share of networks that solved it, and the slope before and after."""
     lines = [
-        "| cure | " + " | ".join(f"T = {length}" for length in lengths) + " |",
-        "|---" * (1 + len(lengths)) + "|",
+        "| cure | " + " | ".join(names.values()) + " |",
+        "|---" * (1 + len(names)) + "|",
     ]
     for kind in kinds:
-        cells = [grid[kind, length] for length in lengths]
+        cells = [grid[kind, length] for length in names]
         shown = [f"{cell.learned.solved.mean():.0%} ({slopes(cell)})" for cell in cells]
         lines.append(f"| {kind} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
 
-def summary(workdir: Path, cells: list[Trained]) -> str:
+def summary(workdir: Path, cells: list[Trained], names: dict[int, str]) -> str:
     """One line a cure and length."""
     lines = []
     for cell in cells:
@@ -207,7 +220,7 @@ def summary(workdir: Path, cells: list[Trained]) -> str:
         steps = [row["steps"] for row in cell.rows if row["solved"]]
         losses = [row["test_loss"] for row in cell.rows if row["test_loss"] is not None]
         gone = sum(row["diverged_step"] is not None for row in cell.rows)
-        words = f"{cell.kind}, T = {cell.length}: {count} of {len(cell.rows)} solved it"
+        words = f"{cell.kind}, {names[cell.length]}: {count} of {len(cell.rows)} solved it"
         if steps:
             words += f" in {int(np.median(steps)):,} iterations (median)"
         if losses:
