@@ -167,7 +167,7 @@ def _save_foretold(
         found,
         [grid[kind, lengths[0]].cure for kind in kinds],
         lengths[-1],
-        f"{task}: does the untrained gradient tell who will learn?",
+        "Does the untrained gradient tell who will learn?",
     ).savefig(workdir / "foretold.png")
 
 

@@ -7,7 +7,7 @@ import optax
 import rnn_jax
 from experiments.networks import CELLS, RECURRENT_INITS, make_cell
 from experiments.options import UsageError, option
-from rnn_jax import objectives, optim, regularizers, truncated
+from rnn_jax import initializers, objectives, optim, regularizers, truncated
 from rnn_jax.cells import ACTIVATIONS
 from rnn_jax.gradflow import theory
 from rnn_jax.model import Model
@@ -29,6 +29,9 @@ class Method:
     hidden_size: int = option(50, "H, number of hidden units", minimum=1)
     recurrent_init: str = option("gaussian", "how W is drawn", choices=tuple(RECURRENT_INITS))
     gain: float = option(1.0, "scale of W: its spectral radius if wide", above=0)
+    input_std: float = option(
+        0.0, "standard deviation of U's entries; 0 for the cell's own", minimum=0
+    )
     leak: float = option(0.1, "share of a leaky cell's state renewed at each step", above=0)
     forget_bias: float = option(1.0, "an lstm's initial forget-gate bias")
     chrono: bool = option(False, "start an lstm's forget-gate bias at ln(T - 1)")
@@ -99,6 +102,7 @@ def cell_of(method: Method, length: int, gain: Array | float | None = None) -> r
         method.gain if gain is None else gain,
         leak=method.leak,
         forget_bias=bias,
+        kernel_init=initializers.normal(method.input_std) if method.input_std else None,
     )
 
 

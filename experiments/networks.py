@@ -57,22 +57,23 @@ def make_cell(
     leak: float | Array = 0.1,
     bias_std: float | Array = 0.0,
     forget_bias: float | Array = 1.0,
+    kernel_init: Initializer | None = None,
 ) -> rnn_jax.Cell:
-    """A cell by name; U is scaled so that unit inputs give unit pre-activations.
+    """A cell by name; U is scaled so that unit inputs give unit pre-activations, unless given.
 
     Numbers may be traced: a sweep varies them within one program.
     """
     W = RECURRENT_INITS[recurrent_init](gain)
     bias = initializers.normal(bias_std)
     if name == "elman":
-        return rnn_jax.elman(hidden_size, activation, recurrent_init=W, bias_init=bias)
+        return rnn_jax.elman(hidden_size, activation, kernel_init, W, bias)
     if name == "leaky":
-        return rnn_jax.leaky(hidden_size, activation, leak, recurrent_init=W, bias_init=bias)
+        return rnn_jax.leaky(hidden_size, activation, leak, kernel_init, W, bias)
     if name == "layer_norm":
-        return rnn_jax.layer_norm_elman(hidden_size, activation, recurrent_init=W, bias_init=bias)
+        return rnn_jax.layer_norm_elman(hidden_size, activation, kernel_init, W, bias)
     if name == "lstm":
-        return rnn_jax.lstm(hidden_size, recurrent_init=W, forget_bias=forget_bias)
-    return rnn_jax.gru(hidden_size, recurrent_init=W)
+        return rnn_jax.lstm(hidden_size, kernel_init, W, forget_bias=forget_bias)
+    return rnn_jax.gru(hidden_size, kernel_init, W)
 
 
 def fresh_network(

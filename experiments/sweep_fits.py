@@ -30,13 +30,14 @@ CELL_NUMBERS = {
 def cell_of(settings: dict[str, Any], numbers: Numbers) -> Cell:
     """The cell of a group's settings at one network's numbers."""
     name = settings["cell"]
+    others: dict[str, Any] = {key: numbers[key] for key in CELL_NUMBERS[name] if key != "gain"}
     return make_cell(
         name,
         settings["hidden_size"],
         settings.get("activation", "tanh"),
         settings["recurrent_init"],
         numbers["gain"],
-        **{key: numbers[key] for key in CELL_NUMBERS[name] if key != "gain"},
+        **others,
     )
 
 

@@ -151,7 +151,15 @@ def foretold(
     shown = np.minimum(predicted, 20.0 * longest)
     for colour, name in zip(CYCLE, dict.fromkeys(names), strict=False):
         mine = np.asarray(names) == name
-        axes.plot(shown[mine], np.maximum(found[mine], 5), "o-", color=colour, label=name, lw=0.8)
+        axes.plot(
+            shown[mine],
+            np.maximum(found[mine], 5),
+            "o-",
+            color=colour,
+            label=name,
+            linewidth=0.8,
+            alpha=0.8,
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     dress(
