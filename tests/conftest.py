@@ -24,8 +24,29 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+EVERY_CELL = {"cells_test", "unroll_test", "memory_test", "bridge_weights_test", "segmented_test"}
+"""Modules whose tests run on every cell; all others leave those of `SIMILAR` to the evidence."""
+SIMILAR = {"gru", "leaky", "relu", "GRUCell", "MGUCell", "SimpleCell", "OptimizedLSTMCell"}
+"""Cells that measurements treat as they treat Elman's, the LSTM or a cell of the user's own."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        words = item.callspec.id.split("-") if hasattr(item, "callspec") else []
+        if SIMILAR.intersection(words) and item.path.stem not in EVERY_CELL:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def x64():
     """float64 for the length of a test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Compiled programs of a module are dropped after it: thousands of them slow a process down."""
+    yield
+    jax.clear_caches()

@@ -83,7 +83,7 @@ def check_derivatives(value, params):
     ("measure", "name"),
     [
         ("state_gradients", "elman"),
-        ("state_gradients", "lstm"),
+        pytest.param("state_gradients", "lstm", marks=pytest.mark.slow),
         pytest.param("credit_matrix", "elman", marks=pytest.mark.slow),
         ("parameter_terms", "elman"),
         pytest.param("jacobian_product", "elman", marks=pytest.mark.slow),

@@ -288,6 +288,7 @@ def test_memory_stays_within_its_bound(tmp_path, limit):
     assert 0.2 * limit < float(done.stdout.rsplit(maxsplit=1)[-1]) < 1.2 * limit
 
 
+@pytest.mark.slow
 def test_the_critical_gain_of_a_wide_network_without_input_is_1(tmp_path):
     rows = run_in(
         tmp_path,
@@ -307,6 +308,7 @@ def test_the_critical_gain_of_a_wide_network_without_input_is_1(tmp_path):
     assert critical == pytest.approx(1, rel=0.05)
 
 
+@pytest.mark.slow
 def test_orthogonal_networks_on_as_many_devices_as_cores_come_to_an_end(tmp_path):
     worker = start(
         tmp_path / "run", tmp_path, "--recurrent_init=orthogonal", "--hidden_size=50",
@@ -374,6 +376,7 @@ def test_the_order_of_groups_changes_nothing_but_the_order_of_lines(finished, tm
     assert by_cell(rows) == by_cell(finished[1])
 
 
+@pytest.mark.slow
 def test_a_cell_without_one_of_the_axes_is_left_out_of_the_map(tmp_path):
     config = dataclasses.replace(SMALL, input_std="0.1", bias_std="0,0.5", seeds=1)
     groups = groups_of(config)

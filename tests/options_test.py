@@ -52,7 +52,7 @@ def _launch(*arguments: str) -> subprocess.CompletedProcess:
         (["--num_steps=0"], "--num_steps=0: give a number of at least 1"),
         pytest.param(["--wurst=3"], "Unknown command line flag 'wurst'", marks=pytest.mark.slow),
         pytest.param(["--hidden_size=many"], "--hidden_size=many", marks=pytest.mark.slow),
-        (["stray"], "'stray' is not a flag"),
+        pytest.param(["stray"], "'stray' is not a flag", marks=pytest.mark.slow),
         (["--workdir=/dev/null/run"], "--workdir=/dev/null/run cannot be written"),
     ],
 )
