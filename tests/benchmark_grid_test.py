@@ -10,7 +10,7 @@ from experiments.benchmarks.report import Row
 from experiments.benchmarks.timing import Times
 from experiments.options import UsageError
 
-SHAPE = grid.Shape("gru", 4, 2, 3)
+SHAPE = grid.Shape("elman", 4, 2, 3)
 
 
 def test_a_gradient_that_differs_is_named_and_nothing_is_timed():

@@ -148,7 +148,9 @@ def test_unroll_and_gradients_are_those_of_flax(x64, make, name):
     "make",
     [
         lambda: from_linen(nn.LSTMCell(H)),
-        lambda: from_nnx(lambda rngs: nnx.GRUCell(D, H, rngs=rngs)),
+        pytest.param(
+            lambda: from_nnx(lambda rngs: nnx.GRUCell(D, H, rngs=rngs)), marks=pytest.mark.slow
+        ),
     ],
     ids=["linen", "nnx"],
 )

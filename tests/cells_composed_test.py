@@ -98,6 +98,7 @@ def test_padding_freezes_the_state_and_has_no_gradient(x64, cell):
         assert np.asarray(leaf)[~PADDING].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stack", "layer norm"])
 def test_gradients_without_a_batch_axis(x64, name):
     cell = COMPOSED[name]
@@ -230,6 +231,7 @@ def test_a_lower_layer_reaches_a_loss_on_the_top_one_step_later(x64):
     assert np.all(above != 0)
 
 
+@pytest.mark.slow
 def test_a_model_runs_freely_on_a_stack():
     model = rnn_jax.sequence_model(COMPOSED["dropped stack"], output_size=D)
     params = jax.jit(model.init, static_argnums=1)(jax.random.key(0), D)
@@ -284,6 +286,7 @@ def test_each_layer_and_key_has_masks_of_its_own():
             assert 0.4 < np.mean(np.asarray(masks[a] != masks[b])) < 0.6
 
 
+@pytest.mark.slow
 def test_nothing_is_dropped_unless_drawn(x64):
     plain = rnn_jax.lstm(H)
     params = initial(DROPPED(plain))
@@ -295,6 +298,7 @@ def test_nothing_is_dropped_unless_drawn(x64):
     assert_close(DROPPED(plain).step(none, given.state, given.xs[0]), wanted)
 
 
+@pytest.mark.slow
 def test_weight_gradients_under_drawn_masks_by_finite_differences(x64):
     cell = COMPOSED["dropped stack"]
     given = problem(cell)
@@ -313,6 +317,7 @@ def test_weight_gradients_under_drawn_masks_by_finite_differences(x64):
         assert not any(np.any(leaf) for leaf in jax.tree.leaves((layer.inputs, layer.states)))
 
 
+@pytest.mark.slow
 def test_masks_are_drawn_under_vmap(x64):
     cell = COMPOSED["dropped stack"]
     given = problem(cell)

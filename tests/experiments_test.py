@@ -116,7 +116,8 @@ def test_where_the_numbers_stopped_being_finite_is_said():
 SMALL = gradient_flow.FlowConfig(hidden_size=8, length=20, batch_size=2)
 
 
-@pytest.mark.parametrize("cell", ["elman", pytest.param("lstm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["elman", "lstm"])
 def test_gradient_flow_draws_one_network_and_several_beside_it(cell, tmp_path):
     config = dataclasses.replace(
         SMALL, cell=cell, compare_gains="0.5,2", workdir=str(tmp_path / "flow")
@@ -134,6 +135,7 @@ def test_gradient_flow_draws_one_network_and_several_beside_it(cell, tmp_path):
     assert measured.lags[-1] == 20
 
 
+@pytest.mark.slow
 def test_the_three_textbook_cases_get_their_verdicts():
     for gain, verdict in ((0.7, "vanishing"), (1.0, "healthy"), (3.0, "exploding")):
         config = dataclasses.replace(

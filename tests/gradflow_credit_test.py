@@ -134,7 +134,7 @@ def test_batch_axes(batch_shape):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["elman", "user"])
+@pytest.mark.parametrize("name", ["elman", pytest.param("user", marks=pytest.mark.slow)])
 def test_padding_counts_as_zero(name):
     cell = CELLS[name]
     params, state, xs = problem(cell)

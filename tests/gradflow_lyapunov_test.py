@@ -217,7 +217,9 @@ def test_batch_is_averaged(batch_shape):
 # Derivatives
 
 
-@pytest.mark.parametrize("name", ["elman", pytest.param("lstm", marks=pytest.mark.slow), "user"])
+@pytest.mark.parametrize(
+    "name", ["elman", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lstm", "user"))]
+)
 def test_derivatives_equal_central_differences(name):
     """By every parameter, s_0 and xs, of a sum in which no two exponents count alike."""
     cell = CELLS[name]

@@ -40,7 +40,14 @@ def assert_close(given, wanted, rtol=1e-11, atol=1e-11):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), given, wanted)
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURES if name != "leaf_gradients"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "state_gradients" else pytest.mark.slow)
+        for name in MEASURES
+        if name != "leaf_gradients"
+    ],
+)
 def test_vmap_over_networks_equals_each_alone(name):
     cell, measure = CELLS["elman"], MEASURES[name]
     several = [problem(cell, seed=seed) for seed in range(3)]

@@ -120,6 +120,7 @@ def test_a_line_says_what_diagnose_says(finished):
     assert row["verdict"] in gradflow.Diagnosis.__doc__
 
 
+@pytest.mark.slow
 def test_other_batches_and_one_device_give_the_same_bytes(finished, tmp_path):
     run_in(tmp_path / "a", lanes=12)
     assert contents(tmp_path / "a") == contents(finished[0])
@@ -185,6 +186,7 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(tmp_path, monkeypatch
     assert sweeping.finished(tmp_path, 18).sum() == 8
 
 
+@pytest.mark.slow
 def test_learning_is_told_from_start_to_end_and_divergence_is_a_result(tmp_path):
     rows = run_in(
         tmp_path,
@@ -324,6 +326,7 @@ def free_port():
         return found.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_write_what_one_writes(finished, tmp_path):
     address = f"--coordinator_address=localhost:{free_port()}"
     workers = [

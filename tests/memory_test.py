@@ -21,7 +21,7 @@ from rnn_jax import objectives, optim, records, sharding, train
 
 SMALL = MemoryConfig(
     task="adding",
-    cures="none,gru",
+    cures="none,orthogonal",
     length="8",
     hidden_size=5,
     batch_size=4,
@@ -54,9 +54,9 @@ def test_one_line_a_network_and_the_files_that_the_help_promises(finished):
         "| cure",
         "|---|---|",
         "| none",
-        "| gru",
+        "| orthogonal",
     ]
-    assert "gru, T = 8: " in (folder / "summary.txt").read_text()
+    assert "orthogonal, T = 8: " in (folder / "summary.txt").read_text()
     assert records.load_array(folder, "test_loss_0001").shape == (4, 2)
     assert records.load_array(folder, "traces_0001").shape == (4, 2, 8)
 
@@ -91,9 +91,10 @@ def test_a_network_learns_as_it_would_alone(finished):
     (index,) = (
         n
         for n, row in enumerate(rows)
-        if (row["cure"], row["length"], row["learning_rate"], row["seed"]) == ("gru", 8, 0.03, 1)
+        if (row["cure"], row["length"], row["learning_rate"], row["seed"])
+        == ("orthogonal", 8, 0.03, 1)
     )
-    settings = memory.cured(SMALL, "gru")
+    settings = memory.cured(SMALL, "orthogonal")
     task = memory.TASKS["adding"](8, 4)
     model = rnn_jax.last_only(cell_of(settings, 8), task.output_size)
     optimizer = optim.recorded(optax.adam(0.03))
@@ -101,7 +102,7 @@ def test_a_network_learns_as_it_would_alone(finished):
     state = train.init_state(model, optimizer, init_key, 2, 4)
     objective = objectives.task_objective(model, task)
     _, metrics = train.train_chunk(objective, optimizer, task.sample, state, data_key, 6)
-    group = [row["cure"] == "gru" and row["length"] == 8 for row in rows]
+    group = [row["cure"] == "orthogonal" and row["length"] == 8 for row in rows]
     lane = index - int(np.argmax(group))
     found = records.load_array(folder, "loss_0001")[lane]
     wanted = np.asarray(metrics.loss).reshape(2, 3).mean(axis=1)

@@ -83,6 +83,7 @@ def test_an_answer_is_read_from_each_examples_last_true_step(x64, rng):
     assert (np.abs(inputs[~padding]).sum(axis=-1) > 0).all()
 
 
+@pytest.mark.slow
 def test_steps_before_the_first_loss_have_none(x64, rng):
     task = delayed_xor(2, 7, B)
     batch = doubled(task.sample(jax.random.key(1)))

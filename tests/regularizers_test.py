@@ -267,6 +267,7 @@ def test_flossing_brings_the_exponents_of_a_forgetful_network_to_zero():
     assert np.abs(anew).max() < 0.15 * np.abs(first).max()
 
 
+@pytest.mark.slow
 def test_chunks_are_their_steps_one_by_one_and_each_has_its_own_data(x64):
     """Two chunks of two: the step is carried from one to the next, and with it the data."""
     cell, task, optimizer = rnn_jax.elman(3), delayed_xor(1, 6, 2), optax.sgd(0.1)

@@ -149,6 +149,7 @@ def test_float32_agrees_with_float64(activation):
     np.testing.assert_allclose(narrow, wide, atol=2e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_mean_field_under_vmap_jit_and_grad():
     def slope(gain, input_std, activation="tanh"):
         return mean_field.mean_field_slope(activation, gain, input_std).slope

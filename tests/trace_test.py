@@ -128,7 +128,7 @@ def explicit_summands(model, params, carry, batch, warmup_steps):
         ("lstm", 3),
         ("gru", 1),
         ("gru", 3),
-        ("generic gru", 1),
+        pytest.param("generic gru", 1, marks=pytest.mark.slow),
         ("generic gru", 3),
         ("leaky", 3),
         ("lstm, closed loop", 3),
