@@ -31,11 +31,11 @@ figures: $(VENV)/installed
 	$(BIN)/python -m experiments.gradient_flow --flagfile=experiments/flags/gradient_flow.flags --overwrite
 	$(BIN)/python -m experiments.gradient_sweep --flagfile=experiments/flags/phase_diagram.flags --overwrite
 	cp runs/phase_diagram/phase_diagram.png docs/figures/phase_diagram.png
-	for name in temporal_order cures foretold; do \
+	for name in temporal_order flossing foretold; do \
 		$(BIN)/python -m experiments.memory --flagfile=experiments/flags/$$name.flags --overwrite; done
 	cp runs/temporal_order/success.png docs/figures/temporal_order_success.png
 	cp runs/temporal_order/gradient_profiles.png docs/figures/temporal_order_profiles.png
-	cp runs/cures/success.png docs/figures/cures.png
+	cp runs/flossing/success.png docs/figures/flossing.png
 	cp runs/foretold/foretold.png docs/figures/foretold.png
 	cp runs/sine_6000/free_run.png docs/figures/tutorial_free_run.png
 	for name in free_run gradient_heatmap gradient_profile closed_loop loss; do \

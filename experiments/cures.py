@@ -12,7 +12,7 @@ class Cure(NamedTuple):
 
     Attributes:
         settings: field of `experiments.method.Method` -> its value.
-        place: the function of `rnn_jax` that does it.
+        place: the function of `rnn_jax` that does it, by its path there; empty where none does.
         source: paper.
     """
 
@@ -25,16 +25,14 @@ ORTHOGONAL = {"recurrent_init": "orthogonal", "gain": 1.0}
 
 CURES = {
     "none": Cure({}, "", ""),
-    "clip": Cure(
-        {"clip_norm": 1.0}, "optim.recorded(optimizer, clip_norm)", "Pascanu et al. 2013, alg. 1"
-    ),
+    "clip": Cure({"clip_norm": 1.0}, "optim.recorded", "Pascanu et al. 2013, alg. 1"),
     "clip_omega": Cure(
         {"clip_norm": 1.0, "omega": 2.0}, "regularizers.pascanu", "Pascanu et al. 2013, eq. 9"
     ),
     "orthogonal": Cure(ORTHOGONAL, "initializers.orthogonal", "Saxe et al. 2014"),
     "linear": Cure(
         {"activation": "identity", "clip_norm": 1.0, **ORTHOGONAL},
-        "cells.elman(H, 'identity')",
+        "cells.elman",
         "Henaff, Szlam & LeCun 2016",
     ),
     "spectral": Cure(
@@ -71,7 +69,7 @@ CURES = {
         "truncated.truncated_objective",
         "Williams & Peng 1990",
     ),
-    "floss_before": Cure({"floss_at": "0"}, "regularizers.floss_chunk", "Engelken 2023"),
-    "floss_during": Cure({"floss_at": "0,100,200"}, "regularizers.floss_chunk", "Engelken 2023"),
+    "floss_before": Cure({"floss_at": "0"}, "regularizers.floss_step", "Engelken 2023"),
+    "floss_during": Cure({"floss_at": "0,100,200"}, "regularizers.floss_step", "Engelken 2023"),
 }
 """name -> cure."""

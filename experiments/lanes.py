@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments.recipes import Recipe
-from experiments.sweep_theory import flow_numbers, middle_profile
+from experiments.sweep_theory import told_at
 from experiments.sweeping import Arrays, Layout, Row, Work
 from rnn_jax import sweep
 
@@ -144,12 +144,7 @@ def describe(solved_wrong: float) -> Callable[[Row, Arrays], tuple[Row, Arrays]]
             name: results[name]
             for name in ("loss", "gradient_norm", "worst_norm", "traces", "test_loss", "wrong")
         }
-        for moment in MOMENTS:
-            logs = results[f"log_norms_{moment}"]
-            last = np.full(logs.shape[1], len(logs) - 1)
-            flow = flow_numbers(logs, last, float(results[f"exponent_{moment}"]))
-            line |= {f"{name}_{moment}": value for name, value in flow.items()}
-            kept[f"profile_{moment}"] = middle_profile(logs)
-        return line, kept
+        flow, profiles = told_at(MOMENTS, results)
+        return line | flow, kept | profiles
 
     return described

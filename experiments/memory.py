@@ -1,23 +1,27 @@
 """Who learns to remember? Tasks with long memory, the cures, and the gradient beside them.
 
 Every cure of --cures is trained on --task at every --length, --seeds times, all seeds side by side.
-A network has solved the task when at most 1 % of 400 fresh sequences are wrong (delayed_xor: 1 % of
-the answers); then its training ends. Its gradient is measured before the first iteration and after
-the last. A cure is a few settings laid over the others (experiments/cures.py); without --cures the
-settings alone are trained. With several --learning_rate each is tried, and the best is told.
+A network has solved the task when at most 1 % of 400 sequences drawn apart from training are wrong
+(delayed_xor: 1 % of the answers). They are the same at every test, and the first test passed ends
+its training. Its gradient is measured before the first iteration and after the last. A cure is a
+few settings laid over the others (experiments/cures.py); without --cures the settings alone are
+trained. With several --learning_rate each is tried, and the best is told.
 
 Written to --workdir: networks.jsonl, one line a network; arrays/, curves and profiles by group;
 learning_curves.png against the chance line; gradient_profiles.png, start and end; success.png where
-there are several lengths; table.md; summary.txt. A run that was stopped, however, goes on after its
-last finished group when started again with the same settings.
+there are several cures or lengths; foretold.png, the length learned against the one that the
+untrained gradient foretells, from three lengths on; table.md; summary.txt. A run that was stopped,
+however, goes on after its last finished group when started again with the same settings.
 
 Flags files:
   experiments/flags/adding.flags          T = 100: tanh, IRNN, GRU, LSTM
   experiments/flags/copy.flags            copy memory, delay 100
   experiments/flags/temporal_order.flags  SGD, with clipping, with clipping and Omega
   experiments/flags/cures.flags           every cure, by length
-  experiments/flags/cures_quick.flags     the effect of four of them, in three minutes
+  experiments/flags/cures_adding.flags    every cure on adding
+  experiments/flags/cures_quick.flags     the effect of four of them, in about a minute
   experiments/flags/flossing.flags        gradient flossing on delayed XOR
+  experiments/flags/foretold.flags        the untrained gradient against the length learned
 
 Example:
   python -m experiments.memory --flagfile=experiments/flags/adding.flags

@@ -120,7 +120,7 @@ def save(
             list(names.values()),
             np.array([[grid[k, n].learned.solved.mean() for n in lengths] for k in kinds]),
             [[slopes(grid[k, n]) for n in lengths] for k in kinds],
-            f"{task}: who solves it; slope of the gradient before and after",
+            f"{task}: who solves it; slope before → after, nats per step",
         ).savefig(workdir / "success.png")
     if len(lengths) > 2:
         _save_foretold(workdir, task, kinds, lengths, grid)

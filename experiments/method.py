@@ -5,6 +5,7 @@ import dataclasses
 import optax
 
 import rnn_jax
+from experiments import sweep_tasks
 from experiments.networks import CELLS, RECURRENT_INITS, make_cell
 from experiments.options import UsageError, option
 from rnn_jax import initializers, objectives, optim, regularizers, truncated
@@ -13,9 +14,6 @@ from rnn_jax.gradflow import theory
 from rnn_jax.model import Model
 from rnn_jax.tasks.task import Task
 from rnn_jax.types import Array
-
-OPTIMIZERS = {"adam": optax.adam, "sgd": optax.sgd}
-"""name -> (learning rate -> optimizer)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Method:
     leak: float = option(0.1, "share of a leaky cell's state renewed at each step", above=0)
     forget_bias: float = option(1.0, "an lstm's initial forget-gate bias")
     chrono: bool = option(False, "start an lstm's forget-gate bias at ln(T - 1)")
-    optimizer: str = option("adam", "the update rule", choices=tuple(OPTIMIZERS))
+    optimizer: str = option("adam", "the update rule", choices=tuple(sweep_tasks.OPTIMIZERS))
     clip_norm: float = option(0.0, "bound on the gradient's global norm; 0 for none", minimum=0)
     omega: float = option(0.0, "weight of Pascanu's regularizer; 0 for none", minimum=0)
     window: int = option(0, "steps that truncated BPTT goes back; 0 for all", minimum=0)
@@ -108,8 +106,7 @@ def cell_of(method: Method, length: int, gain: Array | float | None = None) -> r
 
 def model_of(method: Method, task: Task, length: int, gain: Array | float | None = None) -> Model:
     """The cell with the readout that a task wants."""
-    make = rnn_jax.last_only if task.last_only else rnn_jax.sequence_model
-    return make(cell_of(method, length, gain), task.output_size)
+    return sweep_tasks.model_of(task, cell_of(method, length, gain))
 
 
 def objective_of(method: Method, model: Model, task: Task) -> objectives.Objective:
@@ -121,7 +118,9 @@ def objective_of(method: Method, model: Model, task: Task) -> objectives.Objecti
 
 def optimizer_of(method: Method, learning_rate: Array) -> optax.GradientTransformation:
     """The update rule behind the bound on the gradient; rates may be traced."""
-    return optim.recorded(OPTIMIZERS[method.optimizer](learning_rate), method.clip_norm or None)
+    return optim.recorded(
+        sweep_tasks.OPTIMIZERS[method.optimizer](learning_rate), method.clip_norm or None
+    )
 
 
 def regularizer_of(method: Method) -> regularizers.Regularizer | None:

@@ -13,7 +13,7 @@ from jax import lax
 
 import rnn_jax
 from experiments.sweep_fits import Numbers, cell_of, measure_flow
-from experiments.sweep_theory import flow_numbers, middle_profile, predicted_slope
+from experiments.sweep_theory import predicted_slope, told_at
 from rnn_jax import objectives, optim, train
 from rnn_jax.gradflow import LastStep
 from rnn_jax.model import Model, ModelParams
@@ -111,14 +111,8 @@ def trained(
     def describe(
         point: dict[str, Any], results: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        found: dict[str, Any] = {}
-        kept = {name: results[name] for name in ("loss", "gradient_norm", "traces")}
-        for moment in MOMENTS:
-            logs = results[f"log_norms_{moment}"]
-            last = np.full(logs.shape[1], len(logs) - 1)
-            flow = flow_numbers(logs, last, float(results[f"exponent_{moment}"]))
-            found |= {f"{name}_{moment}": value for name, value in flow.items()}
-            kept[f"profile_{moment}"] = middle_profile(logs)
+        found, profiles = told_at(MOMENTS, results)
+        kept = {name: results[name] for name in ("loss", "gradient_norm", "traces")} | profiles
         found["predicted_slope"] = predicted_slope(
             point["cell"],
             point.get("activation", ""),

@@ -80,6 +80,26 @@ def flow_numbers(log_norms: np.ndarray, last: np.ndarray, exponent: float) -> di
     }
 
 
+def told_at(
+    moments: tuple[str, ...], results: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """`flow_numbers` and the middle profile at each moment of a training, names ending in it.
+
+    Args:
+        moments: such as "start" and "end".
+        results: log_norms_MOMENT `[T, B]` and exponent_MOMENT of each.
+    """
+    found: dict[str, Any] = {}
+    profiles = {}
+    for moment in moments:
+        logs = results[f"log_norms_{moment}"]
+        last = np.full(logs.shape[1], len(logs) - 1)
+        numbers = flow_numbers(logs, last, float(results[f"exponent_{moment}"]))
+        found |= {f"{name}_{moment}": value for name, value in numbers.items()}
+        profiles[f"profile_{moment}"] = middle_profile(logs)
+    return found, profiles
+
+
 def middle_profile(log_norms: np.ndarray) -> np.ndarray:
     """The batch's median profile, `[T, B] -> [T]`, float32."""
     return np.median(log_norms, axis=1).astype(np.float32)

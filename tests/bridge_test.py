@@ -12,7 +12,7 @@ from flax import nnx
 from problems import assert_close
 
 import rnn_jax
-from rnn_jax import gradflow, losses, objectives, optim, train
+from rnn_jax import gradflow, losses, objectives, optim, sweep, train
 from rnn_jax.bridge import from_linen, from_nnx
 from rnn_jax.types import Batch
 
@@ -185,6 +185,25 @@ def test_a_foreign_cell_trains_and_is_measured(make):
     logs = gradflow.state_gradients(cell, params, start, xs, step_losses)
     np.testing.assert_allclose(np.exp(2 * logs), squares, rtol=1e-4)
     assert gradflow.diagnose(cell, params, start, xs, step_losses).verdict
+
+
+def test_a_foreign_cell_in_a_sweep():
+    """Each lane is the network alone."""
+    cell = from_linen(nn.SimpleCell(H))
+
+    def fit(size, key):
+        weights_key, inputs_key = jax.random.split(key)
+        params = cell.init(weights_key, D)
+        xs = size * jax.random.normal(inputs_key, (T, D))
+        last = rnn_jax.unroll(cell, params, cell.initial_state(params), xs)
+        return cell.emit(last)[-1]
+
+    sizes, keys = jnp.array([0.1, 0.5, 1.0]), jax.random.split(jax.random.key(0), 3)
+    found = sweep.sweep(fit, sizes, keys, width=2)
+    alone = jax.jit(fit)
+    wanted = [alone(size, key) for size, key in zip(sizes, keys, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    assert np.ptp(found, axis=0).min() > 1e-3
 
 
 def test_padding_of_a_foreign_cell(x64):

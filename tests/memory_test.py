@@ -1,7 +1,9 @@
 """The memory experiment: its files and refusals, and the loop by which networks learn together."""
 
 import dataclasses
+import importlib
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -180,7 +182,7 @@ def test_training_ends_when_nobody_is_left():
 
 @pytest.mark.parametrize("cure", CURES)
 def test_every_cure_trains(cure):
-    """Its program can be traced, and is not that of an untreated network."""
+    """Its programs can be traced, and training gives back a state like the one it got."""
     config = MemoryConfig(
         cures=f"{cure}", length="60", hidden_size=20, floss_burn_in=2, floss_length=5, test_every=2
     )
@@ -200,8 +202,40 @@ def test_every_cure_trains(cure):
         assert 0 in recipe.floss_at
         flossed = jax.eval_shape(recipe.floss, (numbers, state), key)
         assert jax.tree.structure(flossed) == jax.tree.structure(state)
-    if cure != "none":
-        assert memory.cured(config, cure) != memory.cured(config, "none")
+
+
+def program_of(cure):
+    """All that a cure's networks run, as text, without the addresses of functions."""
+    config = MemoryConfig(
+        cures=cure, length="60", hidden_size=20, floss_burn_in=2, floss_length=5, test_every=2
+    )
+    recipe = groups_of(config)[0].fit
+    numbers = {"learning_rate": jnp.float32(0.1)}
+    key = jax.random.key(0)
+    state = jax.eval_shape(recipe.init, numbers, key)
+    programs = [jax.make_jaxpr(recipe.init)(numbers, key)]
+    programs += [
+        jax.make_jaxpr(program)((numbers, state), key)
+        for program in (recipe.train, recipe.floss)
+        if program is not None
+    ]
+    return re.sub("0x[0-9a-f]+", "", "".join(map(str, programs)))
+
+
+def test_every_cure_changes_what_is_run():
+    """A setting that nobody reads would leave its program that of an untreated network."""
+    untreated = program_of("none")
+    assert program_of("none") == untreated
+    same = [cure for cure in CURES if cure != "none" and program_of(cure) == untreated]
+    assert same == []
+
+
+def test_every_cure_is_a_function_of_the_library():
+    for name, cure in CURES.items():
+        assert bool(cure.place) == (name != "none")
+        if cure.place:
+            module, _, function = f"rnn_jax.{cure.place}".rpartition(".")
+            assert callable(getattr(importlib.import_module(module), function))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def start_and_end(panels: Mapping[str, Learned], title: str) -> Figure:
             ):
                 shown = np.where(np.isfinite(logs), logs, np.nan)
                 axes.plot(1 + np.arange(len(logs)), shown - shown[-1], color=colour, lw=width)
-        ylabel = "" if index % 4 else r"$\ln\,|\partial L/\partial s_t|$ - that of $T$"
+        ylabel = "" if index % 4 else r"$\ln\,|\partial L/\partial s_t|$ - that of $T$  (nats)"
         dress(axes, name, "time step t", ylabel)
     handles = [Line2D([], [], color=colour, lw=2) for colour in ("#AAAAAA", BLUE, RED)]
     figure.legend(
