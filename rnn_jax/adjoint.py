@@ -27,8 +27,8 @@ class Trajectory(NamedTuple):
         initial: s_0, leaves `[B, H]`.
         xs: `[T, B, D]`.
         states: s_1..s_T, leaves `[T, B, H]`.
-        projected: a_t for cells whose `activate` must be differentiated at (a_t, r_t), else None.
-        recurred: r_t for the same cells, else None.
+        kept: what `activate`'s derivative needs of each step, leaves `[T, B, ...]`; None
+            for a cell without `affine` parts, and where the slope is told from the state.
         perturbations: what was added to the states as they were computed, or None.
         valid: `[T, B]`, False on padding; None where there is none.
     """
@@ -36,8 +36,7 @@ class Trajectory(NamedTuple):
     initial: State
     xs: Array
     states: State
-    projected: Any = None
-    recurred: Any = None
+    kept: Any = None
     perturbations: State | None = None
     valid: Array | None = None
 
@@ -91,25 +90,49 @@ def forward(
 
     def body(state: State, inputs_t: tuple[Any, State | None, Array | None]) -> tuple[State, Any]:
         x, perturbation, valid_t = inputs_t
-        parts = None
         if affine is None:
-            new = cell.step(params, state, x)
+            new, kept = cell.step(params, state, x), None
         else:
             projected = x if hoisted else affine.project(params, x)
-            recurred = affine.recur(params, state)
-            new = affine.activate(params, state, projected, recurred)
-            if affine.slope is None:
-                parts = (None if hoisted else projected, recurred)
+            new, kept = _keep(affine, params, state, projected, affine.recur(params, state))
         if perturbation is not None:
             new = jax.tree.map(jnp.add, new, perturbation)
         new = where_valid(valid_t, new, state)
-        return new, (new, parts)
+        return new, (new, kept)
 
-    _, (states, parts) = lax.scan(body, initial, (inputs, perturbations, valid))
-    projected, recurred = parts or (None, None)
-    if recurred is not None and hoisted:
-        projected = inputs
-    return Trajectory(initial, xs, states, projected, recurred, perturbations, valid)
+    _, (states, kept) = lax.scan(body, initial, (inputs, perturbations, valid))
+    return Trajectory(initial, xs, states, kept, perturbations, valid)
+
+
+def trajectory_through(
+    cell: Cell, params: Params, initial: State, xs: Array, states: State
+) -> Trajectory:
+    """The trajectory whose states are known; what is kept of each step is made for all t at once.
+
+    Args:
+        cell: any `Cell`.
+        params: its parameters.
+        initial: s_0, leaves `[B, H]`.
+        xs: `[T, B, D]`.
+        states: s_1..s_T as the cell computed them, leaves `[T, B, H]`.
+    """
+    trajectory = Trajectory(initial, xs, states)
+    affine = cell.affine
+    if affine is None or affine.slope is not None:
+        return trajectory
+    previous = previous_states(trajectory)
+    projected, recurred = affine.project(params, xs), affine.recur(params, previous)
+    return trajectory._replace(kept=_keep(affine, params, previous, projected, recurred)[1])
+
+
+def _keep(
+    affine: Affine, params: Params, state: State, projected: Any, recurred: Any
+) -> tuple[State, Any]:
+    """s_t, and what the derivative of `activate` needs: nothing, what it names, or (a_t, r_t)."""
+    if affine.derivative is not None:
+        return affine.derivative.keep(state, projected, recurred)
+    new = affine.activate(params, state, projected, recurred)
+    return new, None if affine.slope is not None else (projected, recurred)
 
 
 def previous_states(trajectory: Trajectory) -> State:
@@ -131,8 +154,8 @@ def activations(trajectory: Trajectory) -> State:
 def linearize(cell: Cell, params: Params, trajectory: Trajectory) -> Linearization:
     """The steps' transposed Jacobians along a trajectory.
 
-    What can be linearized for all t at once is, so that the reverse scan is left with the product
-    by W^T and a few elementwise operations. A cell without structure is linearized at each step.
+    A cell with `affine` parts leaves the reverse scan the product by W^T and a few elementwise
+    operations. One without is linearized at each step.
     """
     affine = cell.affine
     if affine is None:
@@ -143,36 +166,47 @@ def linearize(cell: Cell, params: Params, trajectory: Trajectory) -> Linearizati
 
         return Linearization(pull_step, (previous_states(trajectory), trajectory.xs))
 
+    split, locals_ = _split(affine, params, trajectory)
     # recur is affine in the state, so its transpose is the same wherever it is taken.
     transpose = jax.vjp(lambda state: affine.recur(params, state), trajectory.initial)[1]
-    if affine.slope is not None:
-        slope = affine.slope
 
-        def pull_slope(adjoint: Array, activation: Array) -> State:
-            return transpose(adjoint * slope(activation))[0]
+    def pull(adjoint: State, local: Any) -> State:
+        past, _, recurred = split(adjoint, local)
+        return jax.tree.map(jnp.add, past, transpose(recurred)[0])
 
-        return Linearization(pull_slope, activations(trajectory))
-
-    def pull_activation(adjoint: State, pullback: Callable[[State], Any]) -> State:
-        through_state, _, cotangent = pullback(adjoint)
-        return jax.tree.map(jnp.add, through_state, transpose(cotangent)[0])
-
-    return Linearization(pull_activation, _activation_pullbacks(cell, params, trajectory))
+    return Linearization(pull, locals_)
 
 
-def _activation_pullbacks(cell: Cell, params: Params, trajectory: Trajectory) -> Any:
-    """For every t the pullback of `activate` to (s_{t-1}, a_t, r_t), as one pytree over time."""
-    affine = cell.affine
-    assert affine is not None
+Split = Callable[[State, Any], tuple[State, Any, Any]]
+"""`(lambda_t, local_t) -> (dL/ds_{t-1} but for what goes through r_t, dL/da_t, dL/dr_t)`."""
 
-    def pullback(state: State, projected: Any, recurred: Any) -> Any:
+
+def _split(affine: Affine, params: Params, trajectory: Trajectory) -> tuple[Split, Any]:
+    """`activate` transposed, elementwise, and what it needs at each t."""
+    states = activations(trajectory)
+    slope, derivative = affine.slope, affine.derivative
+    if slope is not None:
+
+        def by_slope(adjoint: Array, state: Array) -> tuple[State, Array, Array]:
+            delta = adjoint * slope(state)
+            return jnp.zeros_like(adjoint), delta, delta
+
+        return by_slope, states
+    previous = previous_states(trajectory)
+    if derivative is not None:
+
+        def by_hand(adjoint: State, local: tuple[State, State, Any]) -> tuple[State, Any, Any]:
+            return derivative.pull(*local, adjoint)
+
+        return by_hand, (previous, states, trajectory.kept)
+
+    def differentiated(adjoint: State, local: Any) -> tuple[State, Any, Any]:
+        state, (projected, recurred) = local
         return jax.vjp(
             lambda s, a, r: affine.activate(params, s, a, r), state, projected, recurred
-        )[1]
+        )[1](adjoint)
 
-    return jax.vmap(pullback)(
-        previous_states(trajectory), trajectory.projected, trajectory.recurred
-    )
+    return differentiated, (previous, trajectory.kept)
 
 
 def adjoints(
@@ -208,15 +242,9 @@ def preactivation_cotangents(
     cell: Cell, params: Params, trajectory: Trajectory, adjoint: State
 ) -> tuple[Any, Any]:
     """dL/da_t and dL/dr_t of a cell with `affine` parts, for all t at once; leaves `[T, B, G]`."""
-    affine = cell.affine
-    assert affine is not None
-    if affine.slope is not None:
-        delta = adjoint * affine.slope(activations(trajectory))
-        return delta, delta
-    pullbacks = _activation_pullbacks(cell, params, trajectory)
-    _, projected, recurred = jax.vmap(lambda pullback, cotangent: pullback(cotangent))(
-        pullbacks, adjoint
-    )
+    assert cell.affine is not None
+    split, locals_ = _split(cell.affine, params, trajectory)
+    _, projected, recurred = jax.vmap(split)(adjoint, locals_)
     return projected, recurred
 
 
@@ -235,11 +263,8 @@ def parameter_gradients(
     from_input, inputs = jax.vjp(affine.project, params, trajectory.xs)[1](projected)
     (from_state,) = jax.vjp(lambda p: affine.recur(p, previous), params)[1](recurred)
     total = jax.tree.map(jnp.add, from_input, from_state)
-    if affine.slope is None:
+    if affine.slope is None and affine.derivative is None:
         # Elementwise parameters inside the activation, such as a leak.
-        activated = jax.vjp(
-            lambda p: affine.activate(p, previous, trajectory.projected, trajectory.recurred),
-            params,
-        )[1]
+        activated = jax.vjp(lambda p: affine.activate(p, previous, *trajectory.kept), params)[1]
         total = jax.tree.map(jnp.add, total, activated(adjoint)[0])
     return total, inputs

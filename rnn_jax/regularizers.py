@@ -68,12 +68,8 @@ def _trajectory(cell: Cell, params: Params, previous: State, xs: Array) -> Traje
     """The run that went through s_0..s_{T-1}, with its last state."""
     last = cell.step(params, jax.tree.map(lambda s: s[-1], previous), xs[-1])
     states = jax.tree.map(lambda s, end: jnp.concatenate([s[1:], end[None]]), previous, last)
-    trajectory = Trajectory(jax.tree.map(lambda s: s[0], previous), xs, states)
-    if cell.affine is None or cell.affine.slope is not None:
-        return trajectory
-    return trajectory._replace(
-        projected=cell.affine.project(params, xs), recurred=cell.affine.recur(params, previous)
-    )
+    first = jax.tree.map(lambda s: s[0], previous)
+    return adjoint.trajectory_through(cell, params, first, xs, states)
 
 
 def pascanu(weight: float | Array) -> Regularizer:

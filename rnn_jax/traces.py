@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rnn_jax.adjoint import Trajectory
+from rnn_jax.adjoint import trajectory_through
 from rnn_jax.gradflow.params import summand_logs
 from rnn_jax.gradflow.scaled import rescale
 from rnn_jax.model import ModelParams
@@ -37,26 +37,12 @@ def trace_parameters(
     objective: Objective, params: ModelParams, carry: State, run: Run, adjoints: State
 ) -> ParameterTrace:
     """Norms of dL/ds_t, and of each step's summand of the gradient of the cell's parameters."""
-    trajectory = retrace(objective, params, carry, run)
+    cell = objective.model.cell
+    trajectory = trajectory_through(cell, params.cell, carry, run.inputs, run.states)
     batch_shape = run.inputs.shape[:-1]
     scaled = rescale(adjoints, jnp.zeros(batch_shape, jnp.int32))
-    logs = summand_logs(objective.model.cell, params.cell, trajectory, scaled)
+    logs = summand_logs(cell, params.cell, trajectory, scaled)
     return ParameterTrace(
         states=adjoint_norms(adjoints),
         parameters=jax.tree.map(jnp.exp, logs),
-    )
-
-
-def retrace(objective: Objective, params: ModelParams, carry: State, run: Run) -> Trajectory:
-    """The trajectory of a run; gated cells' pre-activations are one product over all t."""
-    cell = objective.model.cell
-    trajectory = Trajectory(carry, run.inputs, run.states)
-    if cell.affine is None or cell.affine.slope is not None:
-        return trajectory
-    previous = jax.tree.map(
-        lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), carry, run.states
-    )
-    return trajectory._replace(
-        projected=cell.affine.project(params.cell, run.inputs),
-        recurred=cell.affine.recur(params.cell, previous),
     )

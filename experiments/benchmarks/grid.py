@@ -84,7 +84,7 @@ def steps_in_a_run(shape: Shape) -> int:
     """A run takes about `RUN_SECONDS`, at 2e10 operations and 1e6 time steps a second."""
     size = shape.hidden_size * (shape.hidden_size + INPUT_SIZE)
     work = 6 * GATES[shape.cell] * shape.num_steps * shape.batch_size * size
-    return max(1, min(500, round(RUN_SECONDS / (work / 2e10 + shape.num_steps / 1e6))))
+    return max(4, min(500, round(RUN_SECONDS / (work / 2e10 + shape.num_steps / 1e6))))
 
 
 class Contender(NamedTuple):

@@ -1,6 +1,6 @@
 """Recurrent cells, each a `Cell`: a NamedTuple of pure functions."""
 
-from rnn_jax.cells.cell import Affine, Cell, affine_cell
+from rnn_jax.cells.cell import Affine, Cell, Derivative, affine_cell
 from rnn_jax.cells.dropout import DroppedParams, draw_masks, variational_dropout
 from rnn_jax.cells.elman import (
     ACTIVATIONS,
@@ -20,6 +20,7 @@ __all__ = [
     "ACTIVATIONS",
     "Affine",
     "Cell",
+    "Derivative",
     "DroppedParams",
     "ElmanParams",
     "GRUParams",

@@ -15,6 +15,19 @@ def _itself(state: State) -> Array:
     return state
 
 
+class Derivative(NamedTuple):
+    """The derivative by hand of an `activate` that has no parameters of its own.
+
+    Attributes:
+        keep: `(s, a, r) -> (s', kept)`: `activate`, and what `pull` needs of the step.
+        pull: `(s, s', kept, dL/ds') -> (dL/ds, dL/da, dL/dr)`; dL/ds is the part that does not go
+            through r.
+    """
+
+    keep: Callable[[State, Any, Any], tuple[State, Any]]
+    pull: Callable[[State, State, Any, State], tuple[State, Any, Any]]
+
+
 class Affine(NamedTuple):
     """A step taken apart: affine in x, affine in s, then a function of each example alone.
 
@@ -32,6 +45,8 @@ class Affine(NamedTuple):
         slope: `states -> phi'(z)` for cells `s' = phi(a + r)` whose slope can be told from s'
             alone (tanh: 1 - s'^2). It saves the memory of r_t and the work of differentiating
             `activate`. None for any other cell.
+        derivative: of `activate`, by hand, where that is less work than differentiating it, which
+            computes every exponential twice. None is always correct.
         factors: `(x, s_{t-1}, dL/da, dL/dr) -> {parameter: (left, right)}`, such that one
             example's part of each parameter's gradient is the outer product left right^T. None
             where some parameter's is not.
@@ -41,7 +56,19 @@ class Affine(NamedTuple):
     recur: Callable[[Params, State], Any]
     activate: Callable[[Params, State, Any, Any], State]
     slope: Callable[[State], Array] | None = None
+    derivative: Derivative | None = None
     factors: Callable[[Array, State, Any, Any], Factors] | None = None
+
+
+def times(x: Array, weights: Array) -> Array:
+    """x `[..., D]` times weights `[D, G]`, as one product over all leading axes.
+
+    So is the gradient of the weights then. Left with its axes, XLA makes a transposed copy of
+    `[T, B, G]` for it (4 of 87 milliseconds at H = 512, B = 128, T = 50 on two CPU cores).
+    """
+    if x.ndim < 3:
+        return x @ weights
+    return (x.reshape(-1, x.shape[-1]) @ weights).reshape(*x.shape[:-1], weights.shape[-1])
 
 
 def ones_like_unit(x: Array) -> Array:

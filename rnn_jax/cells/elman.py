@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rnn_jax import initializers
-from rnn_jax.cells.cell import Affine, Cell, affine_cell, ones_like_unit
+from rnn_jax.cells.cell import Affine, Cell, affine_cell, ones_like_unit, times
 from rnn_jax.types import Array, Initializer, Key
 
 
@@ -119,8 +119,9 @@ def elman(
         return jnp.zeros((*batch_shape, hidden_size), params.W.dtype)
 
     affine = Affine(
-        project=lambda params, x: add_bias(x @ params.U, params.b),
-        recur=lambda params, state: state @ params.W,
+        project=lambda params, x: times(x, params.U),
+        # With r the bias is added where it costs nothing; with a, in a pass over all t.
+        recur=lambda params, state: add_bias(times(state, params.W), params.b),
         activate=lambda params, state, a, r: phi.function(a + r),
         slope=phi.slope,
         factors=lambda x, state, alpha, gamma: {
@@ -208,8 +209,8 @@ def layer_norm_elman(
         return phi(add_bias(centred * scale, params.b))
 
     affine = Affine(
-        project=lambda params, x: x @ params.U,
-        recur=lambda params, state: state @ params.W,
+        project=lambda params, x: times(x, params.U),
+        recur=lambda params, state: times(state, params.W),
         activate=activate,
     )
     return affine_cell(init, plain.initial_state, affine)

@@ -1,12 +1,12 @@
 """Gated cells: the LSTM and the GRU."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rnn_jax import initializers
-from rnn_jax.cells.cell import Affine, Cell, affine_cell, ones_like_unit
+from rnn_jax.cells.cell import Affine, Cell, Derivative, affine_cell, ones_like_unit, times
 from rnn_jax.cells.elman import add_bias, check_size
 from rnn_jax.types import Array, Initializer, Key
 
@@ -83,15 +83,37 @@ def lstm(
         zeros = jnp.zeros((*batch_shape, hidden_size), params.W.dtype)
         return LSTMState(c=zeros, h=zeros)
 
-    def activate(params: LSTMParams, state: LSTMState, a: Array, r: Array) -> LSTMState:
-        i, f, g, o = jnp.split(a + r, 4, axis=-1)
-        c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        return LSTMState(c=c, h=jax.nn.sigmoid(o) * jnp.tanh(c))
+    # The order of the gates leaves i and f side by side: one pass over both.
+    def keep(state: LSTMState, a: Array, r: Array) -> tuple[LSTMState, Any]:
+        z = a + r
+        i_and_f = jax.nn.sigmoid(z[..., : 2 * hidden_size])
+        g = jnp.tanh(z[..., 2 * hidden_size : 3 * hidden_size])
+        o = jax.nn.sigmoid(z[..., 3 * hidden_size :])
+        i, f = jnp.split(i_and_f, 2, axis=-1)
+        c = f * state.c + i * g
+        return LSTMState(c=c, h=o * jnp.tanh(c)), (i_and_f, g, o)
+
+    def pull(
+        state: LSTMState, new: LSTMState, kept: Any, adjoint: LSTMState
+    ) -> tuple[LSTMState, Array, Array]:
+        i_and_f, g, o = kept
+        i, f = jnp.split(i_and_f, 2, axis=-1)
+        tanh_c = jnp.tanh(new.c)
+        c = adjoint.c + adjoint.h * o * (1 - tanh_c * tanh_c)
+        gates = [
+            c * g * i * (1 - i),
+            c * state.c * f * (1 - f),
+            c * i * (1 - g * g),
+            adjoint.h * tanh_c * o * (1 - o),
+        ]
+        delta = jnp.concatenate(gates, axis=-1)
+        return LSTMState(c=c * f, h=jnp.zeros_like(adjoint.h)), delta, delta
 
     affine = Affine(
-        project=lambda params, x: add_bias(x @ params.U, params.b),
-        recur=lambda params, state: state.h @ params.W,
-        activate=activate,
+        project=lambda params, x: times(x, params.U),
+        recur=lambda params, state: add_bias(times(state.h, params.W), params.b),
+        activate=lambda params, *step: keep(*step)[0],
+        derivative=Derivative(keep, pull),
         factors=lambda x, state, alpha, gamma: {
             "U": (x, alpha),
             "W": (state.h, gamma),
@@ -141,19 +163,31 @@ def gru(
 
     def recur(params: GRUParams, state: Array) -> Array:
         bias = jnp.concatenate([jnp.zeros_like(params.b[: 2 * hidden_size]), params.d])
-        return add_bias(state @ params.W, bias)
+        return add_bias(times(state, params.W), bias)
 
-    def activate(params: GRUParams, state: Array, a: Array, r: Array) -> Array:
-        reset, update, candidate = jnp.split(a, 3, axis=-1)
-        r_reset, r_update, r_candidate = jnp.split(r, 3, axis=-1)
-        n = jnp.tanh(candidate + jax.nn.sigmoid(reset + r_reset) * r_candidate)
-        z = jax.nn.sigmoid(update + r_update)
-        return n + z * (state - n)
+    def keep(state: Array, a: Array, r: Array) -> tuple[Array, Any]:
+        gates = jax.nn.sigmoid(a[..., : 2 * hidden_size] + r[..., : 2 * hidden_size])
+        reset, z = jnp.split(gates, 2, axis=-1)
+        recurred = r[..., 2 * hidden_size :]
+        n = jnp.tanh(a[..., 2 * hidden_size :] + reset * recurred)
+        return n + z * (state - n), (gates, n, recurred)
+
+    def pull(state: Array, new: Array, kept: Any, adjoint: Array) -> tuple[Array, Array, Array]:
+        gates, n, recurred = kept
+        reset, z = jnp.split(gates, 2, axis=-1)
+        candidate = adjoint * (1 - z) * (1 - n * n)
+        both = [
+            candidate * recurred * reset * (1 - reset),
+            adjoint * (state - n) * z * (1 - z),
+        ]
+        projected = jnp.concatenate([*both, candidate], axis=-1)
+        return adjoint * z, projected, jnp.concatenate([*both, candidate * reset], axis=-1)
 
     affine = Affine(
-        project=lambda params, x: add_bias(x @ params.U, params.b),
+        project=lambda params, x: add_bias(times(x, params.U), params.b),
         recur=recur,
-        activate=activate,
+        activate=lambda params, *step: keep(*step)[0],
+        derivative=Derivative(keep, pull),
         factors=lambda x, state, alpha, gamma: {
             "U": (x, alpha),
             "W": (state, gamma),
