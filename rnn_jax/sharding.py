@@ -1,9 +1,9 @@
-"""Devices and hosts: start-up, the mesh that networks are spread over, and moves between hosts."""
+"""Devices and hosts: start-up, meshes of networks or of examples, and moves between hosts."""
 
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 LANES = "lanes"
 """The mesh axis along which networks are spread."""
+EXAMPLES = "examples"
+"""The mesh axis along which the examples of one network's batch are spread."""
+
+Tree = TypeVar("Tree")
 
 
 def use_cpu_devices(count: int = 0) -> None:
@@ -73,6 +77,48 @@ def spread(tree: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
     return jax.tree.map(put, tree)
+
+
+def examples_mesh(devices: Any = None) -> Mesh:
+    """A mesh of one axis for the examples of a batch, over all devices or over those given."""
+    return Mesh(np.asarray(jax.devices() if devices is None else devices), (EXAMPLES,))
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """Puts a whole copy of every array on each device of a mesh: parameters, optimizer states."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def split_examples(tree: Tree, mesh: Mesh, axis: int = 0) -> Tree:
+    """Splits the batch axis of every array over a mesh; inside a jitted program, says to.
+
+    Args:
+        tree: arrays whose `axis` counts examples, such as a carry `[B, H]`, or, with axis 1,
+            inputs `[T, B, D]`. Made in a jitted program, each device makes its own part only.
+        mesh: of `examples_mesh`.
+        axis: which one is B.
+
+    Raises:
+        ValueError: B is no multiple of the number of devices.
+
+    With parameters replicated and data split, a training step is data-parallel: every device runs
+    the network over its own examples, and their gradients are added up. A trace is the same as on
+    one device.
+
+    >>> import jax.numpy as jnp
+    >>> from rnn_jax import sharding
+    >>> mesh = sharding.examples_mesh()
+    >>> sharding.split_examples(jnp.zeros((4 * mesh.size, 3)), mesh).shape[1]
+    3
+    """
+    spec = PartitionSpec(*(None,) * axis, EXAMPLES)
+    for leaf in jax.tree.leaves(tree):
+        if leaf.shape[axis] % mesh.size:
+            raise ValueError(
+                f"a batch of {leaf.shape[axis]} cannot be split over {mesh.size} devices; give a "
+                f"multiple of {mesh.size}"
+            )
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
 
 
 def gather(tree: Any) -> Any:

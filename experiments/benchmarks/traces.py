@@ -13,7 +13,7 @@ from rnn_jax.model import ModelParams
 from rnn_jax.tasks import sine
 from rnn_jax.types import State
 
-WANTED = Wanted("<=", 1.05)
+WANTED = Wanted("<=", 1.03)
 
 
 class Shape(NamedTuple):

@@ -1,5 +1,6 @@
 """Recurrent cells, each a `Cell`: a NamedTuple of pure functions."""
 
+from rnn_jax.cells.bfloat16 import bfloat16_products
 from rnn_jax.cells.cell import Affine, Cell, Derivative, affine_cell
 from rnn_jax.cells.dropout import DroppedParams, draw_masks, variational_dropout
 from rnn_jax.cells.elman import (
@@ -30,6 +31,7 @@ __all__ = [
     "LeakyParams",
     "LearnedStateParams",
     "affine_cell",
+    "bfloat16_products",
     "draw_masks",
     "elman",
     "gru",

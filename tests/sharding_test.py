@@ -1,0 +1,68 @@
+"""One network, its batch over several devices: the same training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnn_jax
+from rnn_jax import objectives, optim, sharding, train
+from rnn_jax.tasks.adding import adding
+from rnn_jax.types import Batch
+
+B, T, STEPS = 6, 12, 4
+
+
+def program(mesh=None):
+    task = adding(T, B)
+    objective = objectives.task_objective(rnn_jax.last_only(rnn_jax.lstm(5), 1), task)
+    optimizer = optim.recorded(optax.adam(1e-2), 1.0)
+
+    def sample(key):
+        batch = task.sample(key)
+        if mesh is None:
+            return batch
+        return Batch(
+            sharding.split_examples(batch.inputs, mesh, axis=1),
+            sharding.split_examples(batch.targets, mesh),
+        )
+
+    return jax.jit(
+        lambda state: train.scan_steps(
+            objective, optimizer, sample, state, jax.random.key(1), STEPS
+        )
+    )
+
+
+def start():
+    model = rnn_jax.last_only(rnn_jax.lstm(5), 1)
+    optimizer = optim.recorded(optax.adam(1e-2), 1.0)
+    return train.init_state(model, optimizer, jax.random.key(0), 2, B)
+
+
+def test_training_on_two_devices_is_training_on_one(x64):
+    state = jax.tree.map(
+        lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, start()
+    )
+    alone, told_alone = program()(state)
+    mesh = sharding.examples_mesh(jax.devices()[:2])
+    placed = sharding.replicate(state, mesh)
+    placed = placed.replace(carry=sharding.split_examples(state.carry, mesh))
+    split = program(mesh)
+    together, told = split(placed)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12),
+        (together, told),
+        (alone, told_alone),
+    )
+    # Each device holds its examples; weights are whole everywhere, so gradients were added up.
+    assert {shard.data.shape[0] for shard in together.carry.h.addressable_shards} == {B // 2}
+    assert together.params.cell.W.sharding.is_fully_replicated
+    assert "all-reduce" in split.lower(placed).compile().as_text()
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    mesh = sharding.examples_mesh(jax.devices()[:2])
+    with pytest.raises(ValueError, match="a batch of 5 cannot be split over 2 devices"):
+        sharding.split_examples(jnp.zeros((5, 3)), mesh)
