@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
+from experiments.interruption import EXIT_CODE, Interrupted, command_to_go_on
+
 Config = TypeVar("Config")
 
 
@@ -97,7 +99,8 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
     """Runs `main(config)` with settings from the command line, and exits.
 
     A wrong flag or an error of the user's (`ValueError`, `FloatingPointError`) ends in one line on
-    standard error: exit code 2 for a setting, 1 for a run that went wrong.
+    standard error: exit code 2 for a setting, 1 for a run that went wrong. A run that a signal
+    stopped ends with `interruption.EXIT_CODE` and the line that goes on with it.
     """
     module = sys.argv[0]
     # JAX says at level INFO which accelerators it did not find.
@@ -121,6 +124,9 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
             sys.exit(main(config[0]))
         except UsageError as error:
             _exit(str(error), 2)
+        except Interrupted as stopped:
+            sys.stderr.write(f"{stopped}; to go on:\n  {command_to_go_on(sys.argv)}\n")
+            sys.exit(EXIT_CODE)
         except (ValueError, FloatingPointError) as error:
             _exit(str(error), 1)
 

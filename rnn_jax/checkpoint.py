@@ -1,0 +1,226 @@
+"""Checkpoints with Orbax, each with a manifest that says whether it is whole.
+
+FOLDER/000000001200/        what Orbax wrote
+FOLDER/000000001200.json    step, score, notes, shapes of the leaves, and of every file its size and
+                            SHA-256; written last, so that a checkpoint without one does not count
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from rnn_jax import records
+
+Tree = TypeVar("Tree")
+
+MANIFEST_BYTES = 2**26
+"""No manifest of ours is larger; a larger file is none."""
+
+
+class Checkpoint(NamedTuple, Generic[Tree]):
+    """A checkpoint as it is loaded.
+
+    Attributes:
+        step: where the run stood.
+        tree: its state, leaves NumPy arrays.
+        notes: what else was kept, JSON values.
+    """
+
+    step: int
+    tree: Tree
+    notes: dict[str, Any]
+
+
+class _Manifest(NamedTuple):
+    step: int
+    score: float | None
+    notes: dict[str, Any]
+    leaves: dict[str, Any]
+    files: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    step: int,
+    tree: Any,
+    *,
+    score: float | None = None,
+    notes: Mapping[str, Any] | None = None,
+    beside: Iterable[Path] = (),
+    keep: int = 3,
+) -> None:
+    """Writes a checkpoint, then drops the ones that are no longer kept.
+
+    Args:
+        folder: for all checkpoints of a run.
+        step: where the run stands; a checkpoint of the same step is replaced.
+        tree: arrays.
+        score: the smaller the better; of all checkpoints the best is kept, however old.
+        notes: JSON values to find again.
+        beside: files in `folder` that belong to it, written before. None is ever dropped.
+        keep: how many of the newest stay.
+
+    Raises:
+        OSError: the folder cannot be written; older checkpoints are whole.
+    """
+    import orbax.checkpoint as ocp  # half a second, which a short run need not wait
+
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f"{step:012d}"
+    _manifest_path(place).unlink(missing_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(place.absolute(), tree, force=True)
+        checkpointer.wait_until_finished()
+    files = [path for path in sorted(place.rglob("*")) if path.is_file()]
+    manifest = _Manifest(
+        step=step,
+        score=score if score is not None and np.isfinite(score) else None,
+        notes=dict(notes or {}),
+        leaves=_shapes(tree),
+        files={str(path.relative_to(folder)): _digest(path) for path in [*files, *beside]},
+    )
+    records.write_atomically(_manifest_path(place), json.dumps(manifest._asdict(), indent=1))
+    _drop_old(folder, keep)
+
+
+def load(folder: Path, like: Tree) -> Checkpoint[Tree] | None:
+    """The newest checkpoint that is whole; None where there never was one.
+
+    Args:
+        folder: for all checkpoints of a run.
+        like: a tree of the same structure, of arrays or `jax.ShapeDtypeStruct`.
+
+    Raises:
+        ValueError: checkpoints are there, but none is whole, and the message names what is wrong
+            with each; or the newest whole one is of another network, and the message names the
+            first leaf that differs and both shapes.
+
+    One that was cut short or changed is passed over with a warning.
+    """
+    import orbax.checkpoint as ocp
+
+    broken = []
+    for path in sorted(folder.glob("*.json"), reverse=True):
+        try:
+            manifest = _read_manifest(path)
+            _check_files(folder, manifest)
+        except ValueError as error:
+            broken.append(str(error))
+            logging.warning("%s; the checkpoint before it is used", error)
+            continue
+        _check_leaves(path, manifest, like)
+        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                tree = checkpointer.restore(path.with_suffix("").absolute(), target)
+        except Exception as error:  # Orbax says what is wrong with a file in many ways
+            broken.append(f"{path.with_suffix('')}: {str(error).splitlines()[0]}")
+            logging.warning("%s; the checkpoint before it is used", broken[-1])
+            continue
+        return Checkpoint(manifest.step, tree, manifest.notes)
+    if broken:
+        raise ValueError(
+            f"no checkpoint in {folder} is whole: {'; '.join(broken)}. Give --overwrite to start "
+            "afresh"
+        )
+    return None
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that have a manifest, oldest first."""
+    return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
+
+
+def _manifest_path(place: Path) -> Path:
+    return place.with_suffix(".json")
+
+
+def _digest(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _shapes(tree: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): [list(leaf.shape), str(leaf.dtype)]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _read_manifest(path: Path) -> _Manifest:
+    """`ValueError` unless the file is a manifest, all its fields of the types they must have."""
+    try:
+        if path.stat().st_size > MANIFEST_BYTES:
+            raise ValueError(f"{path} is too large for a checkpoint's manifest")
+        fields = json.loads(path.read_text())
+        manifest = _Manifest(**fields)
+        kinds = (int, float | int | None, dict, dict, dict)
+        if not all(isinstance(value, kind) for value, kind in zip(manifest, kinds, strict=True)):
+            raise TypeError("a field of another type")
+        if f"{manifest.step:012d}" != path.stem:
+            raise TypeError(f"it is of step {manifest.step}")
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a checkpoint's manifest: {error}") from error
+    return manifest
+
+
+def _check_files(folder: Path, manifest: _Manifest) -> None:
+    """`ValueError` naming the first file that is not as it was written."""
+    inside = folder.resolve()
+    for name, wanted in manifest.files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(inside):
+            raise ValueError(f"{path} lies outside of {folder}")
+        try:
+            found = _digest(path)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+        if found != wanted:
+            raise ValueError(f"{path} is not what was written: cut short or changed")
+    kept = {path for path in (folder / f"{manifest.step:012d}").rglob("*") if path.is_file()}
+    extra = sorted(kept - {folder / name for name in manifest.files})
+    if extra:
+        raise ValueError(f"{extra[0]} was not there when the checkpoint was written")
+
+
+def _check_leaves(path: Path, manifest: _Manifest, like: Any) -> None:
+    """`ValueError` naming the first leaf of another shape."""
+    wanted = _shapes(like)
+    for name in sorted({*wanted, *manifest.leaves}):
+        found, asked = manifest.leaves.get(name, "missing"), wanted.get(name, "none")
+        if found != asked:
+            raise ValueError(
+                f"{path.with_suffix('')} is of another network: {name} is {_said(found)} there, "
+                f"but {_said(asked)} is wanted; give the settings it was made with, or another "
+                "folder"
+            )
+
+
+def _said(leaf: Any) -> str:
+    return leaf if isinstance(leaf, str) else f"{tuple(leaf[0])} {leaf[1]}"
+
+
+def _drop_old(folder: Path, keep: int) -> None:
+    """Leaves the newest and the best, and nothing that has no manifest."""
+    manifests = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            manifests[path] = _read_manifest(path)
+        except ValueError:
+            continue
+    scored = [path for path, manifest in manifests.items() if manifest.score is not None]
+    best = min(scored, key=lambda path: manifests[path].score or 0.0) if scored else None
+    kept = {*list(manifests)[-keep:], *([best] if best else [])}
+    for path in set(manifests) - kept:
+        path.unlink()
+    stems = {path.stem for path in kept}
+    for place in folder.iterdir():
+        if place.is_dir() and place.name[:12].isdecimal() and place.name not in stems:
+            shutil.rmtree(place, ignore_errors=True)
