@@ -5,7 +5,8 @@
         num_steps: int = option(6000, "training iterations", minimum=1)
 
 `launch(main, Config)` defines a flag for each field, parses the command line into a `Config` and
-calls `main(config)`. The same checks hold for a `Config` made in Python (`check`).
+calls `main(config)`. The same checks hold for a `Config` made in Python (`check`). A field whose
+default is `()` has no flag: it takes the words of the command line that are none.
 """
 
 import dataclasses
@@ -80,6 +81,8 @@ def define_flags(config_class: type, flag_values: flags.FlagValues, module: str)
         str: flags.DEFINE_string,
     }
     for field in dataclasses.fields(config_class):
+        if field.default == ():
+            continue
         help = field.metadata["help"]
         if field.metadata["choices"]:
             help += f" ({' | '.join(field.metadata['choices'])})"
@@ -87,10 +90,23 @@ def define_flags(config_class: type, flag_values: flags.FlagValues, module: str)
         flag_values.register_key_flag_for_module(module, flag_values[field.name])
 
 
-def from_flags(config_class: type[Config], flag_values: flags.FlagValues) -> Config:
-    """The settings given by parsed flags, checked."""
-    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    config = config_class(**{name: flag_values[name].value for name in names})
+def from_flags(
+    config_class: type[Config], flag_values: flags.FlagValues, words: Sequence[str] = ()
+) -> Config:
+    """The settings given by parsed flags and by the words that are none, checked.
+
+    Raises:
+        UsageError: a setting outside its limits, or words for which the config has no field.
+    """
+    settings: dict[str, Any] = {}
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        if field.default == ():
+            settings[field.name], words = tuple(words), ()
+        else:
+            settings[field.name] = flag_values[field.name].value
+    if words:
+        raise UsageError(f"{words[0]!r} is not a flag; flags look like --name=value")
+    config = config_class(**settings)
     check(config)
     return config
 
@@ -111,9 +127,7 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
     def parse(argv: Sequence[str]) -> list[str]:
         try:
             rest = app.parse_flags_with_usage(list(argv)) if _asks_help(argv) else flags.FLAGS(argv)
-            if len(rest) > 1:
-                raise UsageError(f"{rest[1]!r} is not a flag; flags look like --name=value")
-            config.append(from_flags(config_class, flags.FLAGS))
+            config.append(from_flags(config_class, flags.FLAGS, rest[1:]))
         except (flags.Error, UsageError) as error:
             _exit(str(error) + "; --help lists the flags", 2)
         return rest

@@ -19,6 +19,7 @@ from rnn_jax.types import Batch, Key
 NO_MATTER = {
     "workdir",
     "overwrite",
+    "tensorboard",
     "compilation_cache",
     "cpu_devices",
     "lanes",
@@ -74,6 +75,7 @@ def run_training(
     workdir: Path | None = None,
     trace: traces.Trace = traces.trace_states,
     clip_norm: float = 0.0,
+    tell: Callable[[int, train.Metrics], None] | None = None,
 ) -> tuple[train.TrainState, History]:
     """Trains for `num_steps`, in chunks that end where something is logged.
 
@@ -83,6 +85,8 @@ def run_training(
         log_every: iterations between two lines of metrics.jsonl.
         workdir: the run's folder; None writes and prints nothing.
         clip_norm: the bound in force, for the advice given when a run goes wrong; 0 for none.
+        tell: called where a line is logged, with the iterations done and the metrics since the
+            line before, as NumPy arrays.
 
     Returns:
         The final state and every step's metrics.
@@ -109,6 +113,8 @@ def run_training(
                 "seconds": round(time.monotonic() - start, 3),
             }
             records.append_metrics(workdir, [row])
+        if tell is not None:
+            tell(done, host)
         if message:
             _save_history(workdir, _stack(chunks))
             raise FloatingPointError(message)

@@ -17,6 +17,7 @@ Examples:
   python -m experiments.sine --flagfile=experiments/flags/sine_6000.flags --num_seeds=20
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -29,8 +30,9 @@ import optax
 
 import rnn_jax
 from experiments import free_running, sine_figures
-from experiments.options import check, launch, option
+from experiments.options import UsageError, check, launch, option
 from experiments.runner import History, open_workdir, run_training, use_compilation_cache
+from experiments.tensorboard_events import events, load_format
 from rnn_jax import initializers, losses, objectives, optim, records, traces, train
 from rnn_jax.tasks import sine
 
@@ -70,6 +72,9 @@ class SineConfig:
     log_every: int = option(100, "iterations between two lines of metrics.jsonl", minimum=1)
     trace_parameters: bool = option(
         False, "also trace the norm of each time step's summand of dL/dU, dL/dW and dL/db"
+    )
+    tensorboard: bool = option(
+        False, "also write event files for TensorBoard, to the folder tensorboard of --workdir"
     )
     workdir: str = option("runs/sine", "folder of the run")
     overwrite: bool = option(False, "replace a run of other settings in --workdir")
@@ -144,24 +149,28 @@ def config_of(settings: dict[str, Any]) -> SineConfig:
 def run(config: SineConfig, write: bool = True) -> Result:
     """Trains and tests one network; with `write`, leaves the run's folder behind."""
     check(config)
+    if config.tensorboard:
+        load_format()
     workdir = open_workdir("sine", config) if write else None
     parts = setup(dataclasses.replace(config, seed=0, num_seeds=1, workdir=""))
     init_key, data_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
     state = train.init_state(parts.model, parts.optimizer, init_key, 1, config.batch_size)
     if workdir is not None:
         records.save_tree(workdir, "params_start", state.params)
-    state, history = run_training(
-        parts.objective,
-        parts.optimizer,
-        parts.sample,
-        state,
-        data_key,
-        num_steps=config.num_steps,
-        log_every=config.log_every,
-        workdir=workdir,
-        trace=traces.trace_parameters if config.trace_parameters else traces.trace_states,
-        clip_norm=config.clip_norm,
-    )
+    with told_to_tensorboard(config, workdir) as tell:
+        state, history = run_training(
+            parts.objective,
+            parts.optimizer,
+            parts.sample,
+            state,
+            data_key,
+            num_steps=config.num_steps,
+            log_every=config.log_every,
+            workdir=workdir,
+            trace=traces.trace_parameters if config.trace_parameters else traces.trace_states,
+            clip_norm=config.clip_norm,
+            tell=tell,
+        )
     carry = jax.tree.map(lambda s: s[:1], state.carry)
     errors_key, drawn_key = jax.random.split(jax.random.fold_in(test_key, 1))
     result = Result(
@@ -184,8 +193,20 @@ def run(config: SineConfig, write: bool = True) -> Result:
     return result
 
 
+def told_to_tensorboard(config: SineConfig, workdir: Path | None) -> Any:
+    """A context of the function that writes event files, or of None where none are wanted."""
+    if workdir is None or not config.tensorboard:
+        return contextlib.nullcontext()
+    boundary = free_running.GIVEN if config.free_run_steps else None
+    return events(workdir, config.num_steps, boundary)
+
+
 def run_seeds(config: SineConfig) -> list[dict[str, float]]:
     """Repeats the run over seeds without figures; prints a table and writes seeds.json."""
+    if config.tensorboard:
+        raise UsageError(
+            f"--tensorboard tells of one run, but --num_seeds={config.num_seeds}; leave one out"
+        )
     workdir = open_workdir("sine", config)
     rows = []
     for seed in range(config.seed, config.seed + config.num_seeds):

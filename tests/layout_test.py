@@ -41,6 +41,7 @@ ONLY_IN = {
     "absl": "experiments",
     "matplotlib": "rnn_jax.plots",
     "orbax": "rnn_jax.checkpoint",
+    "tensorboard": "experiments.tensorboard_events",
     "torch": "experiments.benchmarks.pytorch",
 }
 """Packages that one module or package alone may import."""

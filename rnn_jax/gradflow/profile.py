@@ -115,6 +115,11 @@ def memory_horizon(profile: np.ndarray, fit: SlopeFit) -> float:
     return math.inf
 
 
+def e_folding_length(slope: float) -> float:
+    """Steps back over which a gradient of this slope falls to 1/e; inf where it does not fall."""
+    return -1 / slope if slope < 0 else math.nan if math.isnan(slope) else math.inf
+
+
 def saturation(slopes: Array, threshold: float = 0.05) -> Array:
     """Share of units and steps with phi' below the threshold; scalar."""
     return jnp.mean((slopes < threshold).astype(slopes.dtype))

@@ -1,5 +1,6 @@
 """Arrays to matplotlib figures. Nothing is saved here and pyplot's global state is not touched."""
 
+from rnn_jax.plots.comparison import Trained, trained_side_by_side
 from rnn_jax.plots.flow import (
     Flow,
     credit_heatmap,
@@ -34,6 +35,7 @@ __all__ = [
     "Flow",
     "Learned",
     "Panel",
+    "Trained",
     "credit_heatmap",
     "eigenvalue_plane",
     "exponent_spectrum",
@@ -56,5 +58,6 @@ __all__ = [
     "success",
     "success_table",
     "summand_profile",
+    "trained_side_by_side",
     "truncation_curve",
 ]

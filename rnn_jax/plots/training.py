@@ -44,12 +44,18 @@ def loss_curve(loss: np.ndarray, title: str, smooth: int = 100) -> Figure:
     axes = dress(figure.subplots(), title, "training iteration", "mean squared error")
     steps = 1 + np.arange(len(loss))
     axes.plot(steps, loss, color=BLUE, alpha=0.25, linewidth=0.8, label="each iteration")
-    window = min(smooth, max(1, len(loss) // 5))
-    running = [np.median(loss[max(0, i - window) : i]) for i in steps]
+    running, window = running_median(loss, smooth)
     axes.plot(steps, running, color=BLUE, linewidth=2, label=f"median of the last {window}")
     axes.set_yscale("log")
     axes.legend(fontsize=11, frameon=False)
     return figure
+
+
+def running_median(values: np.ndarray, smooth: int = 100) -> tuple[np.ndarray, int]:
+    """Median of the last `smooth` values (at most a fifth of all) at each, and that number."""
+    window = min(smooth, max(1, len(values) // 5))
+    ends = 1 + np.arange(len(values))
+    return np.array([np.median(values[max(0, end - window) : end]) for end in ends]), window
 
 
 def gradient_heatmap(norms: np.ndarray, title: str, boundary: int | None = None) -> Figure:
