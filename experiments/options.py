@@ -143,6 +143,12 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
             sys.exit(EXIT_CODE)
         except (ValueError, FloatingPointError) as error:
             _exit(str(error), 1)
+        except OSError as error:
+            # A full disk, a folder that is gone: files are whole or absent, so all else is kept.
+            _exit(
+                f"{error.filename or 'a file'}: {error.strerror}; what was written before is whole",
+                1,
+            )
 
     app.run(run, flags_parser=parse)
 

@@ -3,22 +3,28 @@
 import contextlib
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+from experiments import history, interruption, nonfinite, resuming
+from experiments.history import History, row_of
 from experiments.progress import progress
+from experiments.resuming import Safety, Standing, is_due
 from rnn_jax import objectives, records, traces, train
 from rnn_jax.types import Batch, Key
 
 NO_MATTER = {
     "workdir",
     "overwrite",
+    "checkpoint_every",
+    "resume",
     "tensorboard",
     "compilation_cache",
     "cpu_devices",
@@ -31,22 +37,6 @@ NO_MATTER = {
 """Settings that say where and how to compute, and nothing of what comes out."""
 
 
-class History(NamedTuple):
-    """Every training step's metrics, stacked.
-
-    Attributes:
-        loss: `[K]`.
-        step_losses: `[K, T]`.
-        gradient_norm: `[K]`, before clipping.
-        trace: pytree of `[K, T]`: |dL/ds_t|, with `--trace_parameters` the summands' norms too.
-    """
-
-    loss: np.ndarray
-    step_losses: np.ndarray
-    gradient_norm: np.ndarray
-    trace: Any
-
-
 def use_compilation_cache(enabled: bool) -> None:
     """Keeps compiled programs in the user's cache folder, so that a second run starts faster."""
     jax.config.update("jax_enable_compilation_cache", enabled)
@@ -56,11 +46,6 @@ def use_compilation_cache(enabled: bool) -> None:
     jax.config.update("jax_compilation_cache_dir", str(Path(base) / "rnn_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def state_norms(trace: Any) -> Any:
-    """|dL/ds_t| `[..., T]` of a trace with or without parameters."""
-    return trace.states if isinstance(trace, traces.ParameterTrace) else trace
 
 
 def run_training(
@@ -75,6 +60,9 @@ def run_training(
     workdir: Path | None = None,
     trace: traces.Trace = traces.trace_states,
     clip_norm: float = 0.0,
+    safety: Safety | None = None,
+    losses_of: nonfinite.LossesOf | None = None,
+    stop_at_nonfinite: bool = True,
     tell: Callable[[int, train.Metrics], None] | None = None,
 ) -> tuple[train.TrainState, History]:
     """Trains for `num_steps`, in chunks that end where something is logged.
@@ -85,6 +73,9 @@ def run_training(
         log_every: iterations between two lines of metrics.jsonl.
         workdir: the run's folder; None writes and prints nothing.
         clip_norm: the bound in force, for the advice given when a run goes wrong; 0 for none.
+        safety: how checkpoints are kept and taken up; None for neither.
+        losses_of: with it, a gradient that stopped being finite is followed in logarithms.
+        stop_at_nonfinite: whether such a gradient ends the run.
         tell: called where a line is logged, with the iterations done and the metrics since the
             line before, as NumPy arrays.
 
@@ -92,38 +83,55 @@ def run_training(
         The final state and every step's metrics.
 
     Raises:
-        FloatingPointError: loss or gradient stopped being finite. What was recorded up to there is
-            on disk; the message says at which iteration and time step it began and what to try.
+        NonFinite: loss or gradient stopped being finite. What was recorded up to there is on disk;
+            the message says at which iteration and time step it began and what to try.
+        Interrupted: a signal came; the run is kept and can be taken up.
+        ValueError: the folder cannot be written, or no checkpoint in it is whole.
     """
-    chunks: list[train.Metrics] = []
-    start = time.monotonic()
-    if workdir is not None:
-        records.clear_metrics(workdir)
+    kept = _start(workdir, state, safety, log_every, objective, optimizer, sample, key, trace)
+    state, done = kept.state, kept.done
+    # Where the run was last kept, or began: what a failing iteration is traced from.
+    before = (done, jax.device_get(state)) if losses_of is not None else None
+    fresh: list[train.Metrics] = []
+    start, last_kept = time.monotonic() - kept.seconds, time.monotonic()
 
     def fetch(metrics: train.Metrics, done: int) -> str:
         host = jax.device_get(metrics)
-        chunks.append(host)
-        message = first_nonfinite(host, done - len(host.loss) + 1, clip_norm)
+        fresh.append(host)
         if workdir is not None:
-            row = {
-                "step": done,
-                "loss": float(host.loss[-1]),
-                "mean_loss": float(np.mean(host.loss)),
-                "gradient_norm": float(host.gradient_norm[-1]),
-                "seconds": round(time.monotonic() - start, 3),
-            }
-            records.append_metrics(workdir, [row])
+            seconds = round(time.monotonic() - start, 3)
+            records.append_metrics(workdir, [row_of(host, done, seconds)])
         if tell is not None:
             tell(done, host)
-        if message:
-            _save_history(workdir, _stack(chunks))
-            raise FloatingPointError(message)
+        bad = nonfinite.first_nonfinite(host, done - len(host.loss) + 1)
+        if bad is not None and stop_at_nonfinite:
+            raise _failure(bad)
         return f"loss {host.loss[-1]:.3e}  gradient norm {host.gradient_norm[-1]:.2e}"
 
-    with progress(num_steps) if workdir is not None else _silent() as report:
-        done, waiting = 0, None
+    def _failure(bad: nonfinite.Beginning) -> nonfinite.NonFinite:
+        found = ""
+        if workdir is not None:
+            history.save(workdir, history.stacked([*kept.metrics, *fresh]))
+            if losses_of is not None and before is not None:
+                steps = bad.step - 1 - before[0]
+                at = nonfinite.replayed(
+                    objective, optimizer, sample, before[1], key, steps, trace, log_every
+                )
+                found = " " + nonfinite.examine(
+                    workdir, objective, sample, losses_of, at, key, bad.step
+                )
+        return nonfinite.NonFinite(
+            bad.step,
+            f"iteration {bad.step}: {bad.where}.{found} {nonfinite.advice(clip_norm)}. What was "
+            "recorded before stays in the run's folder",
+        )
+
+    watched = interruption.noticed() if safety and workdir else contextlib.nullcontext(_never)
+    shown = progress(num_steps) if workdir is not None else _silent()
+    with watched as asked_to_stop, shown as report:
+        waiting = None
         while done < num_steps:
-            size = min(log_every, num_steps - done)
+            size = min(log_every - done % log_every, num_steps - done)
             state, metrics = train.train_chunk(
                 objective, optimizer, sample, state, key, size, trace
             )
@@ -132,56 +140,53 @@ def run_training(
             if waiting is not None:
                 report(waiting[1], fetch(*waiting))
             waiting = (metrics, done)
+            stop = asked_to_stop() and done < num_steps
+            if safety and workdir and (stop or is_due(safety, done, kept.done, last_kept)):
+                report(done, fetch(*waiting))
+                waiting = None
+                new = jax.tree.map(lambda *leaves: np.concatenate(leaves), *fresh)
+                kept = resuming.keep(workdir, kept, state, done, new, safety)
+                before = (done, jax.device_get(state))
+                fresh, last_kept = [], time.monotonic()
+            if stop:
+                raise interruption.Interrupted(f"stopped after iteration {done} of {num_steps}")
         if waiting is not None:
             report(waiting[1], fetch(*waiting))
-    history = _stack(chunks)
-    _save_history(workdir, history)
-    return state, history
+    told = history.stacked([*kept.metrics, *fresh])
+    if workdir is not None:
+        history.save(workdir, told)
+    return state, told
 
 
-def first_nonfinite(metrics: train.Metrics, first_step: int, clip_norm: float) -> str | None:
-    """Where a chunk's numbers first stopped being finite, in words; None where all are finite."""
-    norms = state_norms(metrics.trace)
-    bad_loss = ~np.isfinite(metrics.step_losses)
-    bad_gradient = ~np.isfinite(norms) | ~np.isfinite(metrics.gradient_norm)[:, None]
-    bad = bad_loss.any(axis=1) | bad_gradient.any(axis=1)
-    if not bad.any():
-        return None
-    index = int(np.argmax(bad))
-    if bad_loss[index].any():
-        time_step = 1 + int(np.argmax(bad_loss[index]))
-        where = f"the loss is {metrics.loss[index]} from time step {time_step} on"
-    else:
-        nonfinite = np.flatnonzero(~np.isfinite(norms[index]))
-        where = "the gradient of the parameters is not finite"
-        if nonfinite.size:
-            where = (
-                f"|dL/ds_t| leaves the finite range at time step {nonfinite[-1] + 1}, going back"
-            )
-    cure = (
-        "lower --clip_norm"
-        if clip_norm > 0
-        else "bound the gradient with --clip_norm=1, lower --learning_rate"
-    )
-    return (
-        f"iteration {first_step + index}: {where}. Try: {cure}, or start from smaller recurrent "
-        "weights. What was recorded before stays in the run's folder"
-    )
-
-
-def _stack(chunks: list[train.Metrics]) -> History:
-    metrics = jax.tree.map(lambda *leaves: np.concatenate(leaves), *chunks)
-    return History(*metrics)
-
-
-def _save_history(workdir: Path | None, history: History) -> None:
+def _start(
+    workdir: Path | None,
+    state: train.TrainState,
+    safety: Safety | None,
+    log_every: int,
+    *program: Any,
+) -> Standing:
+    """A fresh run, or where the one in the folder stands."""
     if workdir is None:
-        return
-    records.save_array(workdir, "loss", history.loss)
-    records.save_array(workdir, "gradient_norm", history.gradient_norm)
-    records.save_array(workdir, "trace", state_norms(history.trace))
-    if isinstance(history.trace, traces.ParameterTrace):
-        records.save_tree(workdir, "trace_parameters", history.trace.parameters)
+        return Standing(state)
+    if safety is None or not safety.resume:
+        resuming.forget(workdir)
+        records.clear_metrics(workdir)
+        return Standing(state)
+    objective, optimizer, sample, key, trace = program
+
+    def like() -> train.Metrics:
+        return jax.eval_shape(
+            lambda s: train.scan_steps(objective, optimizer, sample, s, key, 2, trace), state
+        )[1]
+
+    standing = resuming.take_up(workdir, state, like, log_every)
+    if standing.done:
+        sys.stderr.write(f"taken up after iteration {standing.done}\n")
+    return standing
+
+
+def _never() -> bool:
+    return False
 
 
 def _silent() -> Any:
@@ -190,7 +195,10 @@ def _silent() -> Any:
 
 def open_workdir(experiment: str, config: Any) -> Path:
     """The run's folder, with the config written in it; errors are those of `records.open_run`."""
-    return records.open_run(config.workdir, settings_of(experiment, config), config.overwrite)
+    path = records.open_run(config.workdir, settings_of(experiment, config), config.overwrite)
+    if config.overwrite:
+        resuming.forget(path)
+    return path
 
 
 def settings_of(experiment: str, config: Any) -> dict[str, Any]:

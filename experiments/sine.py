@@ -30,10 +30,12 @@ import optax
 
 import rnn_jax
 from experiments import free_running, sine_figures
+from experiments.history import History
 from experiments.options import UsageError, check, launch, option
-from experiments.runner import History, open_workdir, run_training, use_compilation_cache
+from experiments.restoring import trained
+from experiments.runner import open_workdir, use_compilation_cache
 from experiments.tensorboard_events import events, load_format
-from rnn_jax import initializers, losses, objectives, optim, records, traces, train
+from rnn_jax import initializers, losses, objectives, optim, records, train
 from rnn_jax.tasks import sine
 
 
@@ -60,6 +62,10 @@ class SineConfig:
         "cell weights: all N(0, 0.001), or U normal and W orthogonal",
         choices=("tutorial", "orthogonal"),
     )
+    gain: float = option(1.0, "scale of the orthogonal W of --init=orthogonal", above=0)
+    num_points: int = option(
+        sine.NUM_POINTS, "true points of a training sequence; one more than its steps", minimum=2
+    )
     learning_rate: float = option(0.01, "Adam's step size", above=0)
     schedule: str = option(
         "constant", "of the learning rate over training", choices=("constant", "cosine")
@@ -76,6 +82,18 @@ class SineConfig:
     tensorboard: bool = option(
         False, "also write event files for TensorBoard, to the folder tensorboard of --workdir"
     )
+    on_nonfinite: str = option(
+        "stop",
+        "what to do when loss or gradient is not finite: stop and say where it began; skip the "
+        "update; restore the last checkpoint and go on with a smaller learning rate",
+        choices=("stop", "skip", "restore"),
+    )
+    restore_factor: float = option(0.3, "of the learning rate at each restore", above=0)
+    max_restores: int = option(3, "restores before the run stops", minimum=0)
+    checkpoint_every: int = option(
+        0, "iterations between two checkpoints; 0 for one about every minute", minimum=0
+    )
+    resume: bool = option(True, "go on from the newest checkpoint in --workdir")
     workdir: str = option("runs/sine", "folder of the run")
     overwrite: bool = option(False, "replace a run of other settings in --workdir")
     compilation_cache: bool = option(True, "keep compiled programs in the user's cache folder")
@@ -90,6 +108,7 @@ class Result(NamedTuple):
         carried: the tutorial's test: one true point and the carried state, then 49 steps alone.
         warmed: mean squared error at each step of free runs after 49 true points, `[1000]`.
         workdir: the run's folder, None if nothing was written.
+        skipped: updates left out because the gradient was not finite.
     """
 
     params: rnn_jax.ModelParams
@@ -97,6 +116,7 @@ class Result(NamedTuple):
     carried: free_running.FreeRun
     warmed: np.ndarray
     workdir: Path | None
+    skipped: int = 0
 
 
 class Setup(NamedTuple):
@@ -111,11 +131,11 @@ class Setup(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def setup(config: SineConfig) -> Setup:
     """Model, objective, optimizer and data of a config; the seed plays no part."""
-    given = (
-        dict.fromkeys(("kernel_init", "recurrent_init", "bias_init"), initializers.normal(1e-3))
-        if config.init == "tutorial"
-        else {}
-    )
+    if config.init == "tutorial":
+        small = initializers.normal(1e-3)
+        given = dict.fromkeys(("kernel_init", "recurrent_init", "bias_init"), small)
+    else:
+        given = {"recurrent_init": initializers.orthogonal(config.gain)}
     model = rnn_jax.sequence_model(rnn_jax.elman(config.hidden_size, "tanh", **given), 1)
     rate = config.learning_rate
     if config.schedule == "cosine":
@@ -123,13 +143,16 @@ def setup(config: SineConfig) -> Setup:
     clip_norm = config.clip_norm if config.clip_norm > 0 else None
     if config.free_run_steps:
         objective = objectives.closed_loop_objective(
-            model, losses.squared_error, warmup_steps=sine.NUM_POINTS - 1
+            model, losses.squared_error, warmup_steps=config.num_points - 1
         )
     else:
         objective = objectives.next_step_objective(model, losses.squared_error)
-    num_points = sine.NUM_POINTS + config.free_run_steps
+    num_points = config.num_points + config.free_run_steps
     sample = sine.sampler(config.batch_size, num_points, config.phases)
-    return Setup(model, objective, optim.recorded(optax.adam(rate), clip_norm), sample)
+    optimizer = optax.adam(rate)
+    if config.on_nonfinite == "skip":
+        optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=config.num_steps)
+    return Setup(model, objective, optim.recorded(optimizer, clip_norm), sample)
 
 
 def config_of(settings: dict[str, Any]) -> SineConfig:
@@ -148,37 +171,45 @@ def config_of(settings: dict[str, Any]) -> SineConfig:
 
 def run(config: SineConfig, write: bool = True) -> Result:
     """Trains and tests one network; with `write`, leaves the run's folder behind."""
-    check(config)
+    check_config(config)
     if config.tensorboard:
         load_format()
-    workdir = open_workdir("sine", config) if write else None
-    parts = setup(dataclasses.replace(config, seed=0, num_seeds=1, workdir=""))
+    if not write:
+        return _run(config, None)
+    with records.held(config.workdir):
+        return _run(config, open_workdir("sine", config))
+
+
+def check_config(config: SineConfig) -> None:
+    """`UsageError` for settings that cannot be together."""
+    check(config)
+    if config.gain != 1 and config.init != "orthogonal":
+        raise UsageError(f"--gain={config.gain} scales an orthogonal W; give --init=orthogonal")
+    if config.on_nonfinite == "restore" and not config.checkpoint_every:
+        raise UsageError(
+            "--on_nonfinite=restore goes back to a checkpoint; give --checkpoint_every, so that "
+            "the run can be repeated"
+        )
+
+
+def _run(config: SineConfig, workdir: Path | None) -> Result:
+    parts = setup_at(config, config.learning_rate)
     init_key, data_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
     state = train.init_state(parts.model, parts.optimizer, init_key, 1, config.batch_size)
     if workdir is not None:
         records.save_tree(workdir, "params_start", state.params)
     with told_to_tensorboard(config, workdir) as tell:
-        state, history = run_training(
-            parts.objective,
-            parts.optimizer,
-            parts.sample,
-            state,
-            data_key,
-            num_steps=config.num_steps,
-            log_every=config.log_every,
-            workdir=workdir,
-            trace=traces.trace_parameters if config.trace_parameters else traces.trace_states,
-            clip_norm=config.clip_norm,
-            tell=tell,
-        )
+        state, history = trained(config, setup_at, state, data_key, workdir, tell)
     carry = jax.tree.map(lambda s: s[:1], state.carry)
     errors_key, drawn_key = jax.random.split(jax.random.fold_in(test_key, 1))
+    skipped = optax.tree.get(state.opt_state, "total_notfinite", default=0)
     result = Result(
         state.params,
         history,
         free_running.carried(parts.model, state.params, carry, test_key),
         free_running.warmed_errors(parts.model, state.params, errors_key),
         workdir,
+        int(skipped),
     )
     if workdir is not None:
         records.save_tree(workdir, "params_end", state.params)
@@ -190,7 +221,29 @@ def run(config: SineConfig, write: bool = True) -> Result:
         records.save_array(workdir, "closed_loop_exponents", exponents)
         sine_figures.save_figures(workdir, history, drawn, config.free_run_steps, exponents)
         print(sine_figures.summary(workdir, history, drawn))
+        if result.skipped:
+            print(
+                f"{result.skipped} of {config.num_steps} updates were skipped: their gradient was "
+                "not finite."
+            )
     return result
+
+
+def setup_at(config: SineConfig, learning_rate: float) -> Setup:
+    """The functions of a run at a learning rate; those of other seeds and folders are the same."""
+    return setup(
+        dataclasses.replace(
+            config,
+            learning_rate=learning_rate,
+            seed=0,
+            num_seeds=1,
+            workdir="",
+            resume=True,
+            checkpoint_every=1,
+            overwrite=False,
+            tensorboard=False,
+        )
+    )
 
 
 def told_to_tensorboard(config: SineConfig, workdir: Path | None) -> Any:
@@ -207,26 +260,30 @@ def run_seeds(config: SineConfig) -> list[dict[str, float]]:
         raise UsageError(
             f"--tensorboard tells of one run, but --num_seeds={config.num_seeds}; leave one out"
         )
-    workdir = open_workdir("sine", config)
-    rows = []
-    for seed in range(config.seed, config.seed + config.num_seeds):
-        result = run(dataclasses.replace(config, seed=seed), write=False)
-        row = {
-            "seed": seed,
-            "loss, last 100": float(result.history.loss[-100:].mean()),
-            "free run 49, carried state": result.carried.error,
-            "free run 200, 49 true points": float(result.warmed[: free_running.SHORT_RUN].mean()),
-            "free run 1,000, 49 true points": float(result.warmed.mean()),
-        }
-        rows.append(row)
-        if len(rows) == 1:
-            print("| " + " | ".join(row) + " |\n" + "|---" * len(row) + "|")
-        print(_table_line(seed, list(row.values())[1:]), flush=True)
+    with records.held(config.workdir):
+        workdir = open_workdir("sine", config)
+        rows: list[dict[str, float]] = []
+        for seed in range(config.seed, config.seed + config.num_seeds):
+            rows.append(_seed_row(run(dataclasses.replace(config, seed=seed), write=False), seed))
+            # What is found is on disk at once.
+            records.write_atomically(workdir / "seeds.json", json.dumps(rows, indent=1) + "\n")
+            if len(rows) == 1:
+                print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
+            print(_table_line(seed, list(rows[-1].values())[1:]), flush=True)
     columns = list(zip(*(row.values() for row in rows), strict=True))[1:]
     for word, pick in (("smallest", np.min), ("median", np.median), ("largest", np.max)):
         print(_table_line(word, [float(pick(column)) for column in columns]))
-    records.write_atomically(workdir / "seeds.json", json.dumps(rows, indent=1) + "\n")
     return rows
+
+
+def _seed_row(result: Result, seed: int) -> dict[str, float]:
+    return {
+        "seed": seed,
+        "loss, last 100": float(result.history.loss[-100:].mean()),
+        "free run 49, carried state": result.carried.error,
+        "free run 200, 49 true points": float(result.warmed[: free_running.SHORT_RUN].mean()),
+        "free run 1,000, 49 true points": float(result.warmed.mean()),
+    }
 
 
 def _table_line(name: Any, cells: list[float]) -> str:

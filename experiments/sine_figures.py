@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.free_running import GIVEN, FreeRun
-from experiments.runner import History, state_norms
+from experiments.history import History, state_norms
 from rnn_jax import plots
 
 

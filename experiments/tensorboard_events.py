@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.history import state_norms
 from experiments.options import UsageError
-from experiments.runner import state_norms
 from experiments.sine_figures import profiles
 from rnn_jax import plots, train
 

@@ -133,6 +133,16 @@ def load(folder: Path, like: Tree) -> Checkpoint[Tree] | None:
     return None
 
 
+def newest_notes(folder: Path) -> dict[str, Any]:
+    """The notes of the newest checkpoint whose manifest can be read; empty where there is none."""
+    for path in sorted(folder.glob("*.json"), reverse=True):
+        try:
+            return _read_manifest(path).notes
+        except ValueError:
+            continue
+    return {}
+
+
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints that have a manifest, oldest first."""
     return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())

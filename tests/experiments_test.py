@@ -10,7 +10,7 @@ import pytest
 import rnn_jax
 from experiments import diagnose, flow_measurements, gradient_flow, sine, sine_figures
 from experiments.networks import Network
-from experiments.runner import first_nonfinite
+from experiments.nonfinite import advice, first_nonfinite
 from rnn_jax import records, train
 
 TINY = sine.SineConfig(num_steps=30, log_every=10, hidden_size=4, trace_parameters=True)
@@ -99,18 +99,19 @@ def _metrics(loss, trace):
 
 def test_where_the_numbers_stopped_being_finite_is_said():
     good = np.ones((3, 4))
-    assert first_nonfinite(_metrics(good, good), 1, 0.0) is None
+    assert first_nonfinite(_metrics(good, good), 1) is None
     bad = good.copy()
     bad[1, 2:] = np.nan
-    said = first_nonfinite(_metrics(bad, good), 11, 0.0)
-    assert "iteration 12" in said
+    step, said = first_nonfinite(_metrics(bad, good), 11)
+    assert step == 12
     assert "time step 3" in said
     backward = good.copy()
     backward[2, :2] = np.inf
-    said = first_nonfinite(_metrics(good, backward), 11, 1.0)
-    assert "iteration 13" in said
+    step, said = first_nonfinite(_metrics(good, backward), 11)
+    assert step == 13
     assert "time step 2, going back" in said
-    assert "lower --clip_norm" in said
+    assert "lower --clip_norm" in advice(1.0)
+    assert "--clip_norm=1" in advice(0.0)
 
 
 SMALL = gradient_flow.FlowConfig(hidden_size=8, length=20, batch_size=2)

@@ -32,7 +32,7 @@ ALLOWED = {
     "sweep": {"sharding", "types"},
     "plots": set(),
     "records": set(),
-    "checkpoint": set(),
+    "checkpoint": {"records"},
     "sharding": set(),
 }
 """What each module or package of rnn_jax may import of rnn_jax, itself apart."""

@@ -1,0 +1,141 @@
+"""A run whose numbers left the finite range: where, when, and what to try."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import rnn_jax
+from experiments.history import state_norms
+from rnn_jax import gradflow, objectives, plots, records, train
+from rnn_jax.types import Array, Batch, Key, State
+
+PROFILE = "nonfinite_profile"
+LossesOf = Callable[[rnn_jax.ModelParams, Batch], Callable[[State], Array]]
+"""`(params, batch) -> (states -> [T, B])`: what the gradient's way back is measured with."""
+
+
+class NonFinite(FloatingPointError):
+    """Loss or gradient stopped being finite; `step` is the iteration, `message` says the rest."""
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class Beginning(NamedTuple):
+    """Where numbers first stopped being finite.
+
+    Attributes:
+        step: the iteration, from 1.
+        where: in words, with the time step.
+    """
+
+    step: int
+    where: str
+
+
+def first_nonfinite(metrics: train.Metrics, first_step: int) -> Beginning | None:
+    """Where a chunk's numbers first stopped being finite; None where all are."""
+    norms = state_norms(metrics.trace)
+    bad_loss = ~np.isfinite(metrics.step_losses)
+    bad_gradient = ~np.isfinite(norms) | ~np.isfinite(metrics.gradient_norm)[:, None]
+    bad = bad_loss.any(axis=1) | bad_gradient.any(axis=1)
+    if not bad.any():
+        return None
+    index = int(np.argmax(bad))
+    if bad_loss[index].any():
+        time_step = 1 + int(np.argmax(bad_loss[index]))
+        where = f"the loss is {metrics.loss[index]} from time step {time_step} on"
+    else:
+        nonfinite = np.flatnonzero(~np.isfinite(norms[index]))
+        where = "the gradient of the parameters is not finite"
+        if nonfinite.size:
+            where = (
+                f"|dL/ds_t| leaves the finite range at time step {nonfinite[-1] + 1}, going back"
+            )
+    return Beginning(first_step + index, where)
+
+
+def advice(clip_norm: float) -> str:
+    """What to try, whatever the network."""
+    cure = (
+        "lower --clip_norm"
+        if clip_norm > 0
+        else "bound the gradient with --clip_norm=1, lower --learning_rate"
+    )
+    return f"Try: {cure}, or start from smaller recurrent weights"
+
+
+def replayed(
+    objective: objectives.Objective,
+    optimizer: optax.GradientTransformation,
+    sample: Callable[[Key], Batch],
+    state: train.TrainState,
+    key: Key,
+    steps: int,
+    trace: Any,
+    chunk: int,
+) -> train.TrainState:
+    """The training state `steps` iterations on; training is the same every time it is run."""
+    state = jax.device_put(state)
+    while steps:
+        size = min(chunk, steps)
+        state, _ = train.train_chunk(objective, optimizer, sample, state, key, size, trace)
+        steps -= size
+    return state
+
+
+def examine(
+    workdir: Path,
+    objective: objectives.Objective,
+    sample: Callable[[Key], Batch],
+    losses_of: LossesOf,
+    state: train.TrainState,
+    key: Key,
+    step: int,
+) -> str:
+    """Follows the gradient of the iteration that failed beyond what float32 holds.
+
+    Args:
+        workdir: for nonfinite_profile.npy `[T, B]`, ln|dL/ds_t|, its figure, and diagnosis.txt.
+        objective, sample, key: of the run.
+        losses_of: see `LossesOf`.
+        state: as it was before that iteration.
+        step: which iteration it is, from 1.
+
+    Returns:
+        What it found, in one line.
+    """
+    batch = sample(jax.random.fold_in(key, step - 1))
+    params = state.params
+    zeros = rnn_jax.zero_perturbations(state.carry, objective.num_steps(batch))
+    run = objective.run(params, state.carry, batch, zeros)
+    network = (objective.model.cell, params.cell, state.carry, run.inputs)
+    losses = losses_of(params, batch)
+    try:
+        logs = np.asarray(gradflow.state_gradients(*network, losses))
+        found = gradflow.diagnose(*network, losses)
+    except ValueError as error:
+        # The forward pass itself is not finite: its first such number is named.
+        return str(error).splitlines()[0]
+    records.save_array(workdir, PROFILE, logs)
+    middle = np.median(logs.reshape(len(logs), -1), axis=1)
+    flow = plots.Flow(f"iteration {step}", logs, found.exponent, verdict=found.verdict)
+    figure = plots.flow_profile(
+        flow,
+        f"Iteration {step}: back over {len(logs)} steps the gradient changes by "
+        f"e^{middle[0] - middle[-1]:.0f}",
+    )
+    figure.savefig(workdir / f"{PROFILE}.png")
+    records.write_atomically(workdir / "diagnosis.txt", f"{found}\n")
+    sys.stderr.write(f"iteration {step}, followed in logarithms:\n{found}\n")
+    remedies = ", ".join(remedy.name for remedy in found.remedies) or "none"
+    return (
+        f"the gradient is {found.verdict}, {found.slope:+.3f} nats per step back "
+        f"({PROFILE}.png); remedies: {remedies} (diagnosis.txt)"
+    )

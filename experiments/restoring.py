@@ -1,0 +1,88 @@
+"""Training that goes back to its last checkpoint, and on by smaller steps, where it diverged."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import rnn_jax
+from experiments.history import History
+from experiments.nonfinite import LossesOf, NonFinite
+from experiments.resuming import Safety, notes_of
+from experiments.runner import run_training
+from rnn_jax import losses, traces, train
+from rnn_jax.types import Array, Batch, Key, State
+
+RESTORES = "restores"
+"""The note of a checkpoint that says how often the run went back before."""
+
+
+def trained(
+    config: Any,
+    setup_at: Callable[[Any, float], Any],
+    state: train.TrainState,
+    key: Key,
+    workdir: Path | None,
+    tell: Callable[[int, train.Metrics], None] | None,
+) -> tuple[train.TrainState, History]:
+    """Training to its end, whatever --on_nonfinite says of a gradient that is not finite.
+
+    Args:
+        config: settings of the sine experiment.
+        setup_at: `(config, learning rate) -> ` model, objective, optimizer and data.
+        state: a fresh one.
+        key: of the data.
+        workdir: the run's folder, or None.
+        tell: as in `run_training`.
+
+    Raises:
+        NonFinite: the run stops there, or was restored as often as it may.
+    """
+    resume = config.resume
+    restores = notes_of(workdir).get(RESTORES, 0) if workdir is not None and resume else 0
+    # A chunk's input state is donated to it, so each try needs its own.
+    start = jax.device_get(state)
+    while True:
+        rate = config.learning_rate * config.restore_factor**restores
+        parts = setup_at(config, rate)
+        try:
+            return run_training(
+                parts.objective,
+                parts.optimizer,
+                parts.sample,
+                jax.device_put(start),
+                key,
+                num_steps=config.num_steps,
+                log_every=config.log_every,
+                workdir=workdir,
+                trace=traces.trace_parameters if config.trace_parameters else traces.trace_states,
+                clip_norm=config.clip_norm,
+                safety=Safety(config.checkpoint_every, resume, {RESTORES: restores}),
+                losses_of=losses_of(parts.model),
+                stop_at_nonfinite=config.on_nonfinite != "skip",
+                tell=tell,
+            )
+        except NonFinite as error:
+            if config.on_nonfinite != "restore" or restores >= config.max_restores:
+                raise
+            restores, resume = restores + 1, True
+            sys.stderr.write(
+                f"{error}\nrestored; from here on the learning rate is "
+                f"{config.learning_rate * config.restore_factor**restores:.3g}\n"
+            )
+
+
+def losses_of(model: rnn_jax.Model) -> LossesOf:
+    """The losses of a batch, as `gradflow` takes them."""
+
+    def step_losses(params: rnn_jax.ModelParams, batch: Batch) -> Callable[[State], Array]:
+        return lambda states: (
+            losses.squared_error(
+                model.readout(params.readout, model.cell.emit(states)), batch.targets
+            )
+            / len(batch.targets)
+        )
+
+    return step_losses
