@@ -27,59 +27,36 @@ Example:
   python -m experiments.memory --flagfile=experiments/flags/adding.flags
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-import math
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from experiments import axes, lanes, memory_figures, sweeping
-from experiments.cures import CURES
-from experiments.method import Method, check_flossing, check_method, floss_iterations
-from experiments.options import UsageError, check, launch, option
+from experiments import axes, lanes, learning, memory_figures
+from experiments.learning import Learning, check_learning, cure_names, cured
+from experiments.method import check_flossing, check_method, floss_iterations
+from experiments.options import UsageError, launch, option
 from experiments.recipes import Data, recipe
-from experiments.runner import settings_of, use_compilation_cache
 from experiments.sweep_tasks import TASKS
-from experiments.sweeping import Group, Layout, Row
-from rnn_jax import records, sharding
+from experiments.sweeping import Group, Row
 from rnn_jax.tasks.task import Task
 
 TEST_SEQUENCES = 400
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryConfig(Method):
+class MemoryConfig(Learning):
     """Settings of the experiment; see `--help`."""
 
     task: str = option("adding", "what is to be learned", choices=tuple(TASKS))
-    cures: str = option("", f"axis: {', '.join(CURES)}; empty for the settings as they are")
     length: str = option("100", "axis: T, time steps; of copy_memory and delayed_xor the delay")
     gains: str = option("", "axis: scale of W; empty for --gain, or what the cure sets")
     learning_rate: str = option("0.001", "axis: step size; the best of them is told")
     seeds: int = option(5, "networks of each cure, length and learning rate", minimum=1)
-    seed: int = option(0, "of all of them", minimum=0)
-    batch_size: int = option(32, "B, sequences of an iteration", minimum=1)
     train_steps: int = option(3000, "iterations of a network that does not solve it", minimum=1)
-    test_every: int = option(100, "iterations between two tests", minimum=1)
-    width: int = option(0, "networks side by side on a device; 0 to choose", minimum=0)
-    cpu_devices: int = option(0, "devices to make of a CPU; 0 for one a core", minimum=0)
     workdir: str = option("runs/memory", "folder for results and figures")
-    overwrite: bool = option(False, "start afresh, whatever is in --workdir")
-    compilation_cache: bool = option(True, "keep compiled programs in the user's cache folder")
-
-
-def cured(config: MemoryConfig, cure: str) -> MemoryConfig:
-    """The settings with a cure laid over them."""
-    return dataclasses.replace(config, **CURES[cure].settings) if cure else config
-
-
-def cure_names(config: MemoryConfig) -> list[str]:
-    """The cures asked for; one without a name where none is."""
-    return axes.words("cures", config.cures, tuple(CURES)) if config.cures else [""]
 
 
 def groups_of(config: MemoryConfig) -> list[Group]:
@@ -129,50 +106,20 @@ def _task(config: MemoryConfig, length: int, batch_size: int) -> Task:
         raise UsageError(f"--task={config.task} --length={length}: {error}") from error
 
 
-def check_config(config: MemoryConfig) -> None:
-    """`UsageError` for settings that cannot be, before anything runs."""
-    check(config)
-    check_method(config)
-    if config.train_steps % config.test_every:
-        raise UsageError(
-            f"--train_steps={config.train_steps} is no multiple of "
-            f"--test_every={config.test_every}; give one, so that the last stretch ends in a test"
-        )
-
-
-def layout_of(config: MemoryConfig, groups: list[Group]) -> Layout:
-    """All networks of a group at once, on every device its share."""
-    mesh = sharding.lanes_mesh()
-    largest = max(len(group.seeds) for group in groups)
-    width = config.width or min(16, math.ceil(largest / mesh.size))
-    blocks = math.ceil(largest / (width * mesh.size))
-    return Layout(width, width * mesh.size * blocks, mesh)
-
-
 def run(config: MemoryConfig) -> list[Row]:
     """Trains what is not yet trained, and draws; the lines of all networks, in order."""
-    check_config(config)
+    check_learning(config)
     groups = groups_of(config)
-    workdir = Path(config.workdir)
-    with contextlib.ExitStack() as folder:
-        folder.enter_context(records.held(workdir))
-        if config.overwrite:
-            sweeping.start_afresh(workdir)
-        records.open_run(workdir, settings_of("memory", config), config.overwrite)
-        rows = sweeping.run_groups(
-            groups, workdir, config.seed, layout_of(config, groups), lanes.learn
-        )
+    with learning.trained("memory", config, groups) as (workdir, rows):
         chance = [_task(config, g.settings["length"], 1).chance_loss for g in groups]
         text = memory_figures.save(workdir, config.task, rows, groups, chance, config.test_every)
-        records.write_atomically(workdir / "summary.txt", text)
-        print(text, end="")
+        learning.tell(workdir, text)
     return rows
 
 
 def main(config: MemoryConfig) -> None:
     """Starts JAX as asked, and runs the experiment."""
-    sharding.use_cpu_devices(config.cpu_devices)
-    use_compilation_cache(config.compilation_cache)
+    learning.start_jax(config)
     run(config)
 
 

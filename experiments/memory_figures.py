@@ -25,7 +25,7 @@ class Trained(NamedTuple):
         learning_rate: with the most networks that solved the task; of equals, the lowest loss.
         rows: their lines.
         learned: their curves and gradients.
-        chance_loss: mean loss of the best answer without memory.
+        chance_loss: where the curve of the best answer without memory lies.
     """
 
     kind: str
@@ -38,16 +38,28 @@ class Trained(NamedTuple):
 
 
 def best_cells(
-    workdir: Path, rows: list[Row], groups: list[Group], chance: list[float]
+    workdir: Path,
+    rows: list[Row],
+    groups: list[Group],
+    chance: list[float],
+    curve: str = "test_loss",
 ) -> list[Trained]:
-    """The networks of each group and gain at the best learning rate, in the order of the groups."""
+    """The networks of each group and gain at the best learning rate, in the order of the groups.
+
+    Args:
+        workdir: the experiment's folder.
+        rows: the lines of all networks.
+        groups: theirs.
+        chance: what the best answer without memory reaches, one a group.
+        curve: the array whose curves are drawn.
+    """
     ends = np.cumsum([len(group.seeds) for group in groups])
     found = []
     for number, (group, end) in enumerate(zip(groups, ends, strict=True)):
         mine = rows[end - len(group.seeds) : end]
         arrays = {
             name: records.load_array(workdir, f"{name}_{number:04d}")
-            for name in ("test_loss", "profile_start", "profile_end")
+            for name in (curve, "profile_start", "profile_end")
         }
         gains = sorted({row.get("gain", np.nan) for row in mine})
         for gain in gains:
@@ -66,7 +78,7 @@ def best_cells(
                     learning_rate=float(rate),
                     rows=picked,
                     learned=Learned(
-                        arrays["test_loss"][chosen],
+                        arrays[curve][chosen],
                         np.array([row["solved"] for row in picked]),
                         arrays["profile_start"][chosen],
                         arrays["profile_end"][chosen],
@@ -176,7 +188,7 @@ def foretold(kinds: list[str], lengths: list[int], grid: Grid) -> tuple[np.ndarr
 
     The first comes from the median slope of the untrained networks at the longest T.
     """
-    slope = np.array([_middle(grid[kind, lengths[-1]].rows, "slope_start") for kind in kinds])
+    slope = np.array([middle(grid[kind, lengths[-1]].rows, "slope_start") for kind in kinds])
     learned = [
         max([n for n in lengths if grid[kind, n].learned.solved.mean() >= 0.5], default=0)
         for kind in kinds
@@ -191,10 +203,11 @@ def length_name(task: str, length: int) -> str:
 
 def slopes(cell: Trained) -> str:
     """Median slope of the gradient before and after training, nats per step back."""
-    return " → ".join(f"{_middle(cell.rows, f'slope_{m}'):+.3f}" for m in ("start", "end"))
+    return " → ".join(f"{middle(cell.rows, f'slope_{m}'):+.3f}" for m in ("start", "end"))
 
 
-def _middle(rows: list[Row], name: str) -> float:
+def middle(rows: list[Row], name: str) -> float:
+    """Median of a number over the networks of which it is known; NaN where it is of none."""
     known = [row[name] for row in rows if row[name] is not None and np.isfinite(row[name])]
     return float(np.median(known)) if known else np.nan
 

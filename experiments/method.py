@@ -34,6 +34,9 @@ class Method:
     forget_bias: float = option(1.0, "an lstm's initial forget-gate bias")
     chrono: bool = option(False, "start an lstm's forget-gate bias at ln(T - 1)")
     optimizer: str = option("adam", "the update rule", choices=tuple(sweep_tasks.OPTIMIZERS))
+    schedule: str = option(
+        "constant", "of the learning rate over training", choices=("constant", "cosine")
+    )
     clip_norm: float = option(0.0, "bound on the gradient's global norm; 0 for none", minimum=0)
     omega: float = option(0.0, "weight of Pascanu's regularizer; 0 for none", minimum=0)
     window: int = option(0, "steps that truncated BPTT goes back; 0 for all", minimum=0)
@@ -116,11 +119,13 @@ def objective_of(method: Method, model: Model, task: Task) -> objectives.Objecti
     return truncated.truncated_objective(model, task, method.window, method.stride or method.window)
 
 
-def optimizer_of(method: Method, learning_rate: Array) -> optax.GradientTransformation:
+def optimizer_of(
+    method: Method, learning_rate: Array, num_steps: int
+) -> optax.GradientTransformation:
     """The update rule behind the bound on the gradient; rates may be traced."""
-    return optim.recorded(
-        sweep_tasks.OPTIMIZERS[method.optimizer](learning_rate), method.clip_norm or None
-    )
+    constant = method.schedule == "constant"
+    rate = learning_rate if constant else optax.cosine_decay_schedule(learning_rate, num_steps)
+    return optim.recorded(sweep_tasks.OPTIMIZERS[method.optimizer](rate), method.clip_norm or None)
 
 
 def regularizer_of(method: Method) -> regularizers.Regularizer | None:

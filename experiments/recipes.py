@@ -41,12 +41,15 @@ class Data(NamedTuple):
         examples: `key -> Batch` of sequences to test on.
         test_size: sequences in a batch of examples.
         flow_size: sequences whose gradient is measured, the first of a batch of `task`.
+        ends_training: whether a network that has solved the task on the examples trains no more;
+            False where the examples are to judge only, and choose nothing.
     """
 
     task: Task
     examples: Callable[[Key], Batch]
     test_size: int
     flow_size: int = 16
+    ends_training: bool = True
 
 
 class Recipe(NamedTuple):
@@ -61,7 +64,7 @@ class Recipe(NamedTuple):
         floss_at: iterations before which `floss` runs.
         num_steps: training iterations in all.
         test_every: iterations between two tests.
-        solved_wrong: largest share of wrong sequences of a network that has solved its task.
+        solved_wrong: a network whose share of wrong sequences is at most this trains no more.
     """
 
     init: Callable[[Numbers, Key], TrainState]
@@ -93,7 +96,7 @@ def recipe(
     judged = objectives.task_objective(model, task)
 
     def optimizer(numbers: Numbers) -> optax.GradientTransformation:
-        return optimizer_of(method, numbers["learning_rate"])
+        return optimizer_of(method, numbers["learning_rate"], num_steps)
 
     def init(numbers: Numbers, key: Key) -> TrainState:
         init_key, _, _ = jax.random.split(key, 3)
@@ -144,7 +147,7 @@ def recipe(
         floss_at=tuple(floss_iterations(method)),
         num_steps=num_steps,
         test_every=test_every,
-        solved_wrong=task.solved_wrong,
+        solved_wrong=task.solved_wrong if data.ends_training else -1.0,
     )
 
 

@@ -15,7 +15,8 @@ class Learned(NamedTuple):
     """The networks of one kind on one task.
 
     Attributes:
-        curves: test loss, `[networks, C]`; NaN after a network diverged.
+        curves: test loss, or what else is shown over training, `[networks, C]`; NaN after a
+            network diverged.
         solved: which of them solved it, `[networks]`.
         start, end: ln|dL/ds_t| before and after training, `[networks, T]`.
     """
@@ -32,15 +33,19 @@ def learning_curves(
     chance: Mapping[str, float],
     title: str,
     ordered: bool = False,
+    ylabel: str = "test loss",
+    baseline: str = "without memory",
 ) -> Figure:
-    """Test loss over training, a panel for each name, a colour for each kind; dashed, chance.
+    """Curves over training, a panel for each name, a colour for each kind; dashed, chance.
 
     Args:
         panels: title -> name -> networks. Each is a thin line, their median a thick one.
         test_every: iterations between two points.
-        chance: title of a panel -> loss of the best answer without memory.
+        chance: title of a panel -> where the best answer without memory lies.
         title: the finding.
         ordered: whether the names are in an order, which their colours then show.
+        ylabel: what the curves are.
+        baseline: what the dashed line is.
     """
     figure, grid = _grid(len(panels), title)
     colours = _colours(list(dict.fromkeys(n for panel in panels.values() for n in panel)), ordered)
@@ -56,21 +61,26 @@ def learning_curves(
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.set_ylim(low, min(high, 10 * chance[name]))
-        dress(axes, name, "training iteration", "" if index % 4 else "test loss")
+        dress(axes, name, "training iteration", "" if index % 4 else ylabel)
     handles = [Line2D([], [], color=colour, linewidth=2.2) for colour in colours.values()]
     handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.2))
     # Outside: curves may be anywhere within.
-    figure.legend(handles, [*colours, "without memory"], loc="outside right upper", frameon=False)
+    figure.legend(handles, [*colours, baseline], loc="outside right upper", frameon=False)
     return figure
 
 
-def start_and_end(panels: Mapping[str, Learned], title: str) -> Figure:
+def start_and_end(
+    panels: Mapping[str, Learned],
+    title: str,
+    words: tuple[str, str] = ("after: solved", "after: not solved"),
+) -> Figure:
     """The gradient of the last loss over the time step, before training and after.
 
     Args:
         panels: title -> networks; each is drawn in grey as it started, in blue as it ended where
             it solved the task, in red where it did not.
         title: the finding.
+        words: what the legend calls those two.
     """
     figure, grid = _grid(len(panels), title)
     for index, (axes, (name, learned)) in enumerate(zip(grid, panels.items(), strict=True)):
@@ -86,7 +96,7 @@ def start_and_end(panels: Mapping[str, Learned], title: str) -> Figure:
     handles = [Line2D([], [], color=colour, lw=2) for colour in ("#AAAAAA", BLUE, RED)]
     figure.legend(
         handles,
-        ["before training", "after: solved", "after: not solved"],
+        ["before training", *words],
         loc="outside right upper",
         frameon=False,
     )

@@ -1,0 +1,137 @@
+"""Handwritten digits, read pixel by pixel: which cells remember 64 steps, and their gradients.
+
+The 8x8 digits of scikit-learn (1,797 images of ten classes), one pixel a step and the class asked
+at the last; with --permuted the pixels come in one random order, the same for all images, in which
+what belongs together is far apart. Every cure of --cures (experiments/cures.py) is trained --seeds
+times, all seeds side by side, and judged by the share of the 449 test images that it gets right
+after its last iteration. The test set is a quarter of every class, set apart before anything else;
+nothing is drawn from it in training and no setting was chosen on it: with --judge=validation, a
+quarter of the training images is held out in its place, and the test images are left alone.
+
+Written to --workdir: networks.jsonl, one line a network; arrays/, curves and profiles by cure;
+learning_curves.png; gradient_profiles.png, the gradient of the loss at the state of each step,
+before training and after; table.md; summary.txt. A run that was stopped, however, goes on after its
+last finished cure when started again with the same settings.
+
+Flags files:
+  experiments/flags/digits.flags           tanh, with cures and without; IRNN, LSTM, GRU
+  experiments/flags/digits_permuted.flags  the same, in the random order
+
+Example:
+  pip install -e ".[data]"
+  python -m experiments.digits --flagfile=experiments/flags/digits.flags
+"""
+
+import dataclasses
+
+import numpy as np
+
+from experiments import digits_figures, lanes, learning
+from experiments.learning import Learning, check_learning, cure_names, cured
+from experiments.method import check_flossing, check_method
+from experiments.options import UsageError, launch, option
+from experiments.recipes import Data, recipe
+from experiments.sweeping import Group, Row
+from rnn_jax.tasks import digits
+from rnn_jax.tasks.task import Task
+
+PIXELS = 64
+GREYS = 16
+"""Largest value of a pixel."""
+HELD_OUT = 0.25
+"""Share of each class in the test set; and of the rest in the validation set."""
+SPLIT_SEED = 0
+PERMUTATION_SEED = 0
+GOOD = 0.05
+"""A network that has learned gets no more than this share of the test images wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsConfig(Learning):
+    """Settings of the experiment; see `--help`."""
+
+    permuted: bool = option(False, "read the pixels in one random order, not row by row")
+    learning_rate: float = option(0.003, "step size", above=0)
+    judge: str = option(
+        "test",
+        "what is held out from training and judges: the test set, or a part of the training set",
+        choices=("test", "validation"),
+    )
+    seeds: int = option(5, "networks of each cure", minimum=1)
+    train_steps: int = option(1000, "iterations of every network", minimum=1)
+    workdir: str = option("runs/digits", "folder for results and figures")
+
+
+def load() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels `[1797, 64]` in 0..1, row by row, and classes `[1797]`.
+
+    Raises:
+        UsageError: scikit-learn, which brings them, is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UsageError(
+            f'the digits come with scikit-learn ({error}); install it: pip install -e ".[data]"'
+        ) from error
+    images, labels = load_digits(return_X_y=True)
+    return (images / GREYS).astype(np.float32), labels.astype(np.int32)
+
+
+def data_of(config: DigitsConfig, images: np.ndarray, labels: np.ndarray) -> Data:
+    """What is trained on and what judges, two disjoint parts of the images."""
+    if config.permuted:
+        images = images[:, np.random.default_rng(PERMUTATION_SEED).permutation(images.shape[1])]
+    kept, judges = digits.split(labels, HELD_OUT, SPLIT_SEED)
+    if config.judge == "validation":
+        part, held_out = digits.split(labels[kept], HELD_OUT, SPLIT_SEED)
+        kept, judges = kept[part], kept[held_out]
+    task = digits.digits(images[kept], labels[kept], config.batch_size)
+    examples = digits.whole(images[judges], labels[judges])
+    return Data(task, lambda key: examples, len(judges), ends_training=False)
+
+
+def groups_of(config: DigitsConfig, data: Data) -> list[Group]:
+    """A group for each cure; its networks are the seeds."""
+    return [_group(cured(config, cure), cure, data) for cure in cure_names(config)]
+
+
+def _group(config: DigitsConfig, cure: str, data: Data) -> Group:
+    check_method(config)
+    check_flossing(config, PIXELS, config.batch_size)
+    return Group(
+        settings={"task": task_name(config), "cure": cure or "as given", "length": PIXELS},
+        numbers={"learning_rate": np.full(config.seeds, config.learning_rate)},
+        seeds=np.arange(config.seeds),
+        fit=recipe(config, data, PIXELS, config.batch_size, config.train_steps, config.test_every),
+        describe=lanes.describe(GOOD),
+    )
+
+
+def task_name(config: DigitsConfig) -> str:
+    """What the figures call the task."""
+    return "digits, pixels permuted" if config.permuted else "digits, pixel by pixel"
+
+
+def run(config: DigitsConfig) -> list[Row]:
+    """Trains what is not yet trained, and draws; the lines of all networks, in order."""
+    check_learning(config)
+    data = data_of(config, *load())
+    groups = groups_of(config, data)
+    with learning.trained("digits", config, groups) as (workdir, rows):
+        task: Task = data.task
+        text = digits_figures.save(
+            workdir, task_name(config), rows, groups, task.chance_wrong, config.test_every
+        )
+        learning.tell(workdir, text)
+    return rows
+
+
+def main(config: DigitsConfig) -> None:
+    """Starts JAX as asked, and runs the experiment."""
+    learning.start_jax(config)
+    run(config)
+
+
+if __name__ == "__main__":
+    launch(main, DigitsConfig)
