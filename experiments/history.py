@@ -33,7 +33,7 @@ def state_norms(trace: Any) -> Any:
 def row_of(chunk: train.Metrics, done: int, seconds: float | None) -> dict[str, Any]:
     """A line of metrics.jsonl: where iteration `done` is, and the mean loss since the one before.
 
-    Iterations whose gradient was not finite are counted where there are any.
+    Iterations whose gradient's norm was not finite are counted where there are any.
     """
     row = {
         "step": done,
@@ -43,7 +43,7 @@ def row_of(chunk: train.Metrics, done: int, seconds: float | None) -> dict[str, 
         "seconds": seconds,
     }
     nonfinite = int(np.count_nonzero(~np.isfinite(chunk.gradient_norm)))
-    return row | ({"nonfinite_gradients": nonfinite} if nonfinite else {})
+    return row | ({"nonfinite_norms": nonfinite} if nonfinite else {})
 
 
 def stacked(parts: list[train.Metrics]) -> History:

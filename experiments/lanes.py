@@ -4,18 +4,46 @@ The host sees them between two stretches: it tells how far they are, lets go of 
 solved the task or left the finite range, and stops when none is left.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from experiments.interruption import Interrupted
 from experiments.recipes import Recipe
+from experiments.resuming import is_due
+from experiments.sweep_fits import Numbers
 from experiments.sweep_theory import told_at
 from experiments.sweeping import Arrays, Layout, Row, Work
-from rnn_jax import sweep
+from rnn_jax import checkpoint, records, sweep
 
 MOMENTS = ("start", "end")
+
+
+class Standing(NamedTuple):
+    """How far the networks of a group are, between two stretches.
+
+    Attributes:
+        iteration: where they are.
+        state: of training, leaves `[N, ...]`.
+        live: `[M]`, which of them still train.
+        start: their gradient's flow before training, name -> `[N, ...]`.
+        end: steps, diverged_step and diverged_time_step so far, `[N]` each.
+        stretches: name -> `[N, ...]`, one entry a stretch.
+    """
+
+    iteration: int
+    state: Any
+    live: np.ndarray
+    start: Arrays
+    end: Arrays
+    stretches: list[Arrays]
+
+
+Run = Callable[[Any, Any, np.ndarray], Any]
+"""`(program, rows of all networks, which of them) -> results`."""
 
 
 def learn(work: Work, layout: Layout, say: Callable[[str], None]) -> Iterator[sweep.Lanes]:
@@ -27,6 +55,10 @@ def learn(work: Work, layout: Layout, say: Callable[[str], None]) -> Iterator[sw
     exponent_start, exponent_end, its gradient's flow; steps, iterations that it trained;
     diverged_step and diverged_time_step, 0 where there is none. After a network's end its numbers
     stay as they were.
+
+    Raises:
+        Interrupted: a signal came; the same call goes on from there.
+        ValueError: the folder cannot be written, or no checkpoint in it is whole.
     """
     chosen: Recipe = work.group.fit
     keys = work.keys[work.indices]
@@ -42,54 +74,116 @@ def learn(work: Work, layout: Layout, say: Callable[[str], None]) -> Iterator[sw
             mesh=layout.mesh,
         )
 
-    everyone = np.arange(len(keys))
-    say("first measurement")
-    state = run(chosen.init, numbers, everyone)
-    start = run(chosen.flow, (numbers, state), everyone)
-    live = everyone
-    stretches: list[Arrays] = []
-    end = {
-        name: np.zeros(len(keys), int) for name in ("steps", "diverged_step", "diverged_time_step")
-    }
-    for first in range(0, chosen.num_steps, chosen.test_every):
-        if chosen.floss is not None and first in chosen.floss_at:
-            say(f"iteration {first}: flossing")
-            state = _replaced(state, live, run(chosen.floss, (numbers, state), live))
-        new, found = run(chosen.train, (numbers, state), live)
-        stretches.append(_stretch(found, live, stretches[-1] if stretches else None))
-        end["steps"][live] += chosen.test_every
-        bad = ~(np.isfinite(found["loss"]) & np.isfinite(found["gradient_norm"]))
-        gone = bad.any(axis=1)
-        at = np.argmax(bad, axis=1)
-        end["diverged_step"][live[gone]] = (first + 1 + at)[gone]
-        end["diverged_time_step"][live[gone]] = found["nonfinite_step"][gone, at[gone]]
-        # A network that left the finite range is kept as it was a stretch before.
-        state = _replaced(
-            state, live[~gone], jax.tree.map(lambda leaf, keep=~gone: leaf[keep], new)
-        )
-        solved = ~gone & (found["wrong"] <= chosen.solved_wrong)
-        live = live[~gone & ~solved]
-        done = len(keys) - len(live) - np.count_nonzero(end["diverged_step"])
+    now = _taken_up(work, chosen) if work.safety.resume else None
+    if now is None:
+        say("first measurement")
+        now = _begun(chosen, numbers, run, len(keys))
+    kept, kept_at = now.iteration, time.monotonic()
+    while now.iteration < chosen.num_steps and len(now.live):
+        if chosen.floss is not None and now.iteration in chosen.floss_at:
+            say(f"iteration {now.iteration}: flossing")
+            flossed = run(chosen.floss, (numbers, now.state), now.live)
+            now = now._replace(state=_replaced(now.state, now.live, flossed))
+        new, found = run(chosen.train, (numbers, now.state), now.live)
+        now = _after(now, new, found, chosen)
+        done = len(keys) - len(now.live) - np.count_nonzero(now.end["diverged_step"])
         say(
-            f"iteration {first + chosen.test_every} of {chosen.num_steps}: test loss "
-            f"{np.median(stretches[-1]['test_loss']):.3g}, {done} of {len(keys)} solved"
+            f"iteration {now.iteration} of {chosen.num_steps}: test loss "
+            f"{np.median(now.stretches[-1]['test_loss']):.3g}, {done} of {len(keys)} solved"
         )
-        if not len(live):
-            break
-    finish = run(chosen.flow, (numbers, state), everyone)
+        stop = work.asked_to_stop() and now.iteration < chosen.num_steps and len(now.live) > 0
+        if stop or is_due(work.safety, now.iteration, kept, kept_at):
+            _keep(work, now)
+            kept, kept_at = now.iteration, time.monotonic()
+        if stop:
+            raise Interrupted(f"stopped at iteration {now.iteration} of {chosen.num_steps}")
+    finish = run(chosen.flow, (numbers, now.state), np.arange(len(keys)))
     flows = {
         f"{name}_{moment}": values
-        for moment, flow in zip(MOMENTS, (start, finish), strict=True)
+        for moment, flow in zip(MOMENTS, (now.start, finish), strict=True)
         for name, values in flow.items()
     }
-    curves = {name: np.stack([part[name] for part in stretches], 1) for name in stretches[0]}
+    curves = {
+        name: np.stack([part[name] for part in now.stretches], 1) for name in now.stretches[0]
+    }
     # Curves are of one length, whenever the last network came to its end.
-    missing = chosen.num_steps // chosen.test_every - len(stretches)
+    missing = chosen.num_steps // chosen.test_every - len(now.stretches)
     curves = {
         name: np.concatenate([values, np.repeat(values[:, -1:], missing, axis=1)], axis=1)
         for name, values in curves.items()
     }
-    yield sweep.Lanes(work.indices, {**curves, **flows, **end})
+    yield sweep.Lanes(work.indices, {**curves, **flows, **now.end})
+
+
+def _begun(chosen: Recipe, numbers: Numbers, run: Run, count: int) -> Standing:
+    """Fresh networks, measured."""
+    everyone = np.arange(count)
+    state = run(chosen.init, numbers, everyone)
+    start = run(chosen.flow, (numbers, state), everyone)
+    names = ("steps", "diverged_step", "diverged_time_step")
+    return Standing(0, state, everyone, start, {name: np.zeros(count, int) for name in names}, [])
+
+
+def _after(now: Standing, new: Any, found: Arrays, chosen: Recipe) -> Standing:
+    """The networks after a stretch, of which those still training have a new state."""
+    live, before = now.live, now.stretches[-1] if now.stretches else None
+    bad = ~(np.isfinite(found["loss"]) & np.isfinite(found["gradient_norm"]))
+    gone = bad.any(axis=1)
+    at = np.argmax(bad, axis=1)
+    end = {name: values.copy() for name, values in now.end.items()}
+    end["steps"][live] += chosen.test_every
+    end["diverged_step"][live[gone]] = (now.iteration + 1 + at)[gone]
+    end["diverged_time_step"][live[gone]] = found["nonfinite_step"][gone, at[gone]]
+    # A network that left the finite range is kept as it was a stretch before.
+    state = _replaced(now.state, live[~gone], jax.tree.map(lambda leaf: leaf[~gone], new))
+    solved = ~gone & (found["wrong"] <= chosen.solved_wrong)
+    return now._replace(
+        iteration=now.iteration + chosen.test_every,
+        state=state,
+        live=live[~gone & ~solved],
+        end=end,
+        stretches=[*now.stretches, _stretch(found, live, before)],
+    )
+
+
+def _keep(work: Work, now: Standing) -> None:
+    """Writes a checkpoint of a group."""
+    tree = {
+        "state": dict(_named(jax.tree.leaves(now.state))),
+        "live": now.live,
+        "start": now.start,
+        "end": now.end,
+        "stretches": dict(_named(now.stretches)),
+        "indices": work.indices,
+    }
+    try:
+        checkpoint.save(work.folder, now.iteration, tree)
+    except OSError as error:
+        raise ValueError(records.cannot_write(work.folder, error)) from error
+
+
+def _taken_up(work: Work, chosen: Recipe) -> Standing | None:
+    """Where the group stands on disk; None where it has not begun, or other networks of it have."""
+    stood = checkpoint.load(work.folder)
+    if stood is None or stood.tree["indices"].tolist() != work.indices.tolist():
+        return None
+    tree = jax.tree.map(np.asarray, stood.tree)
+    numbers = {name: values[0] for name, values in work.numbers.items()}
+    like = jax.eval_shape(chosen.init, numbers, work.keys[0])
+    leaves = [leaf for _, leaf in sorted(tree["state"].items())]
+    return Standing(
+        stood.step,
+        jax.tree.unflatten(jax.tree.structure(like), leaves),
+        tree["live"],
+        tree["start"],
+        tree["end"],
+        [part for _, part in sorted(tree["stretches"].items())],
+    )
+
+
+def _named(items: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Items under names that sort in their order."""
+    return ((f"{index:06d}", item) for index, item in enumerate(items))
 
 
 def _replaced(tree: Any, which: np.ndarray, new: Any) -> Any:

@@ -11,6 +11,7 @@ from experiments import axes, lanes, sweeping
 from experiments.cures import CURES
 from experiments.method import Method, check_method
 from experiments.options import UsageError, check, option
+from experiments.resuming import Safety
 from experiments.runner import settings_of, use_compilation_cache
 from experiments.sweeping import Group, Layout, Row
 from rnn_jax import records, sharding
@@ -28,6 +29,10 @@ class Learning(Method):
     test_every: int = option(100, "iterations between two tests", minimum=1)
     width: int = option(0, "networks side by side on a device; 0 to choose", minimum=0)
     cpu_devices: int = option(0, "devices to make of a CPU; 0 for one a core", minimum=0)
+    checkpoint_every: int = option(
+        0, "iterations between two checkpoints of a group; 0 for one about every minute", minimum=0
+    )
+    resume: bool = option(True, "go on where the run in --workdir stands")
     workdir: str = option("runs/learning", "folder for results and figures")
     overwrite: bool = option(False, "start afresh, whatever is in --workdir")
     compilation_cache: bool = option(True, "keep compiled programs in the user's cache folder")
@@ -73,11 +78,15 @@ def trained(
     """Trains what is not yet trained; yields the folder, held, and the lines of all networks."""
     workdir = Path(config.workdir)
     with records.held(workdir):
-        if config.overwrite:
+        if config.overwrite or not config.resume:
             sweeping.start_afresh(workdir)
         records.open_run(workdir, settings_of(experiment, config), config.overwrite)
         layout = layout_of(config, groups)
-        yield workdir, sweeping.run_groups(groups, workdir, config.seed, layout, lanes.learn)
+        safety = Safety(config.checkpoint_every, config.resume)
+        yield (
+            workdir,
+            sweeping.run_groups(groups, workdir, config.seed, layout, lanes.learn, safety),
+        )
 
 
 def tell(workdir: Path, text: str) -> None:

@@ -101,6 +101,9 @@ def examine(
 ) -> str:
     """Follows the gradient of the iteration that failed beyond what float32 holds.
 
+    The network is run again for it. Where it is chaotic, rounding makes that another trajectory of
+    the same kind, and its profile one of the same slope.
+
     Args:
         workdir: for nonfinite_profile.npy `[T, B]`, ln|dL/ds_t|, its figure, and diagnosis.txt.
         objective, sample, key: of the run.

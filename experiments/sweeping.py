@@ -3,6 +3,7 @@
 A group shares one compiled program: its structure is fixed, its numbers differ from lane to lane.
 
 parts/NAME.npz, NAME.jsonl    the arrays and the lines of a finished batch
+checkpoints/NUMBER/           where a group that trains stands
 networks.jsonl                one line a network, when all are done
 arrays/NAME_GROUP.npy         profiles and curves, `[networks of the group, ...]`
 """
@@ -18,12 +19,15 @@ import jax
 import numpy as np
 from absl import logging
 
+from experiments import interruption
 from experiments.progress import progress
+from experiments.resuming import CHECKPOINTS, Safety
 from rnn_jax import records, sharding, sweep
 from rnn_jax.types import Key
 
 PARTS = "parts"
 NETWORKS = "networks.jsonl"
+DEFAULT_SAFETY = Safety()
 
 Row = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -57,12 +61,19 @@ class Work(NamedTuple):
         numbers: those of all its networks, float32 `[N]`.
         keys: one a network, `[N]`.
         indices: which networks.
+        folder: for checkpoints within the group; dropped with all in it when the group is done.
+        safety: how often to write them.
+        asked_to_stop: whether a signal came; who keeps checkpoints may then stop between two
+            batches too, and raise `Interrupted`.
     """
 
     group: Group
     numbers: Arrays
     keys: Key
     indices: np.ndarray
+    folder: Path
+    safety: Safety
+    asked_to_stop: Callable[[], bool]
 
 
 class Layout(NamedTuple):
@@ -103,6 +114,7 @@ def run_groups(
     seed: int,
     layout: Layout,
     batches: Batches = whole_fits,
+    safety: Safety = DEFAULT_SAFETY,
 ) -> list[Row]:
     """Runs what is not yet done, and gathers all lines; call it in every process.
 
@@ -112,17 +124,19 @@ def run_groups(
         seed: of all networks; network n draws from fold_in(key(seed), its own seed).
         layout: how to spread them.
         batches: how networks are computed.
+        safety: how checkpoints within a group are kept, where `batches` keeps any.
 
     Returns:
         The lines of all networks, in order; empty in processes that do not write.
 
     Raises:
         ValueError: the folder cannot be written any more; what was finished is in it.
+        Interrupted: a signal came; the same call goes on from there.
     """
     total = sum(len(group.seeds) for group in groups)
     done = sharding.only_writer(lambda: finished(workdir, total))
     if not done.all():
-        _run_missing(groups, workdir, seed, layout, batches, done.astype(bool))
+        _run_missing(groups, workdir, seed, layout, batches, safety, done.astype(bool))
     sharding.only_writer(lambda: _gather_parts(workdir, groups, total))
     return load_rows(workdir) if sharding.is_writer() else []
 
@@ -133,13 +147,17 @@ def _run_missing(
     seed: int,
     layout: Layout,
     batches: Batches,
+    safety: Safety,
     done: np.ndarray,
 ) -> None:
     """Computes and writes the networks that are not done."""
     if done.any() and sharding.is_writer():
         logging.warning("%d of %d networks are there from before", done.sum(), len(done))
     writer = sharding.is_writer()
-    with progress(len(done), "network", shown=writer) as report:
+    with (
+        interruption.noticed() as asked_to_stop,
+        progress(len(done), "network", shown=writer) as report,
+    ):
         first, count = 0, int(done.sum())
         start, before = time.monotonic(), count
         for number, group in enumerate(groups):
@@ -149,19 +167,25 @@ def _run_missing(
             def say(news: str, where: str = where, count: int = count) -> None:
                 report(count, f"{where}: {news}")
 
-            for part in batches(_work(group, seed, missing), layout, say) if len(missing) else ():
+            folder = workdir / CHECKPOINTS / f"{number:04d}"
+            keys, numbers = _keys_and_numbers(group, seed)
+            work = Work(group, numbers, keys, missing, folder, safety, asked_to_stop)
+            for part in batches(work, layout, say) if len(missing) else ():
                 if writer:
                     _write_part(workdir, group, number, first, part)
                 count += len(part.indices)
+                if asked_to_stop() and count < len(done):
+                    raise interruption.Interrupted(f"stopped after {count} of {len(done)} networks")
                 rate = (count - before) / (time.monotonic() - start)
                 report(count, f"{rate:.3g} a second, {where}")
+            if writer:
+                shutil.rmtree(folder, ignore_errors=True)
             first += len(group.seeds)
 
 
-def _work(group: Group, seed: int, indices: np.ndarray) -> Work:
+def _keys_and_numbers(group: Group, seed: int) -> tuple[Key, Arrays]:
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(seed), s))(group.seeds)
-    numbers = {name: values.astype(np.float32) for name, values in group.numbers.items()}
-    return Work(group, numbers, keys, indices)
+    return keys, {name: values.astype(np.float32) for name, values in group.numbers.items()}
 
 
 def _write_part(workdir: Path, group: Group, number: int, first: int, part: sweep.Lanes) -> None:
@@ -241,6 +265,7 @@ def _gather_parts(workdir: Path, groups: list[Group], total: int) -> np.ndarray:
         assert [row["network"] for row in rows] == list(range(total))
         records.write_atomically(workdir / NETWORKS, records.json_lines(rows))
         shutil.rmtree(workdir / PARTS)
+        shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
     except OSError as error:
         raise ValueError(records.cannot_write(workdir, error)) from error
     return np.zeros(0, np.int64)
@@ -254,4 +279,5 @@ def load_rows(workdir: str | Path) -> list[Row]:
 def start_afresh(workdir: Path) -> None:
     """Drops what an earlier sweep left in the folder."""
     (workdir / NETWORKS).unlink(missing_ok=True)
-    shutil.rmtree(workdir / PARTS, ignore_errors=True)
+    for name in (PARTS, CHECKPOINTS):
+        shutil.rmtree(workdir / name, ignore_errors=True)

@@ -11,20 +11,18 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from rnn_jax import records
 
-Tree = TypeVar("Tree")
-
 MANIFEST_BYTES = 2**26
 """No manifest of ours is larger; a larger file is none."""
 
 
-class Checkpoint(NamedTuple, Generic[Tree]):
+class Checkpoint(NamedTuple):
     """A checkpoint as it is loaded.
 
     Attributes:
@@ -34,7 +32,7 @@ class Checkpoint(NamedTuple, Generic[Tree]):
     """
 
     step: int
-    tree: Tree
+    tree: Any
     notes: dict[str, Any]
 
 
@@ -90,12 +88,13 @@ def save(
     _drop_old(folder, keep)
 
 
-def load(folder: Path, like: Tree) -> Checkpoint[Tree] | None:
+def load(folder: Path, like: Any = None) -> Checkpoint | None:
     """The newest checkpoint that is whole; None where there never was one.
 
     Args:
         folder: for all checkpoints of a run.
-        like: a tree of the same structure, of arrays or `jax.ShapeDtypeStruct`.
+        like: a tree of the same structure, of arrays or `jax.ShapeDtypeStruct`. Without it the
+            tree is made of what was saved: dicts come back as they were.
 
     Raises:
         ValueError: checkpoints are there, but none is whole, and the message names what is wrong
@@ -115,7 +114,8 @@ def load(folder: Path, like: Tree) -> Checkpoint[Tree] | None:
             broken.append(str(error))
             logging.warning("%s; the checkpoint before it is used", error)
             continue
-        _check_leaves(path, manifest, like)
+        if like is not None:
+            _check_leaves(path, manifest, like)
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
         try:
             with ocp.StandardCheckpointer() as checkpointer:

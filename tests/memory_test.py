@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from experiments.memory import MemoryConfig, groups_of
 from experiments.method import Method, cell_of, check_method
 from experiments.options import UsageError
 from experiments.recipes import Recipe
+from experiments.resuming import Safety
 from experiments.sweeping import Group, Layout, Work
 from rnn_jax import objectives, optim, records, sharding, train
 
@@ -143,7 +145,8 @@ def counting_group(ends, num_steps=12, test_every=3):
     count = len(numbers["solves"])
     group = Group({}, numbers, np.arange(count), recipe, lanes.describe(0.01))
     keys = jax.random.split(jax.random.key(0), count)
-    return Work(group, numbers, keys, np.arange(count))
+    nowhere = Path("no checkpoints")
+    return Work(group, numbers, keys, np.arange(count), nowhere, Safety(), lambda: False)
 
 
 def test_a_network_stays_as_it_was_when_it_solved_its_task_or_diverged():

@@ -1,0 +1,124 @@
+"""Checkpoints: what was saved comes back bit for bit, and what is broken is told."""
+
+import json
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnn_jax
+from rnn_jax import checkpoint, optim, train
+
+
+def state_of(hidden_size=3, seed=0):
+    model = rnn_jax.sequence_model(rnn_jax.lstm(hidden_size), 1)
+    optimizer = optim.recorded(optax.adam(1e-3), 1.0)
+    return train.init_state(model, optimizer, jax.random.key(seed), 1, 2)
+
+
+def same(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Four checkpoints saved with keep=2; the second is the best."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    for step, score in ((10, 3.0), (20, 1.0), (30, 2.0), (40, float("nan"))):
+        checkpoint.save(folder, step, state_of(seed=step), score=score, notes={"at": step}, keep=2)
+    return folder
+
+
+def test_the_newest_comes_back_and_the_best_is_kept(kept):
+    assert checkpoint.steps(kept) == [20, 30, 40]
+    assert {p.name for p in kept.iterdir() if p.is_dir()} == {f"{n:012d}" for n in (20, 30, 40)}
+    found = checkpoint.load(kept, state_of())
+    assert (found.step, found.notes) == (40, {"at": 40})
+    same(found.tree, state_of(seed=40))
+
+
+def test_another_network_is_refused_by_its_first_leaf(kept):
+    with pytest.raises(ValueError, match=r"carry\.c is \(2, 3\) float32 .* but \(2, 4\) float32"):
+        checkpoint.load(kept, state_of(4))
+
+
+def test_there_may_be_none(tmp_path):
+    assert checkpoint.load(tmp_path / "nothing", state_of()) is None
+    (tmp_path / "000000000005").mkdir()
+    assert checkpoint.load(tmp_path, state_of()) is None, "no manifest, so it never was whole"
+
+
+def broken_copy(kept, tmp_path, damage, seed):
+    """The checkpoints with files of the newest `damage` of them cut short or flipped."""
+    folder = tmp_path / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(kept, folder)
+    draw = random.Random(seed)
+    for step in checkpoint.steps(folder)[::-1][:damage]:
+        place = folder / f"{step:012d}"
+        files = [p for p in place.rglob("*") if p.is_file() and p.stat().st_size]
+        path = draw.choice([*sorted(files), place.with_suffix(".json")])
+        content = bytearray(path.read_bytes())
+        if draw.random() < 0.5:
+            content = content[: draw.randrange(len(content))]
+        else:
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_broken_one_is_passed_over(kept, tmp_path, caplog, seed):
+    folder = broken_copy(kept, tmp_path, 1, seed)
+    found = checkpoint.load(folder, state_of())
+    # A flipped bit in the notes of a manifest can leave it a manifest; then it is whole.
+    if found.step == 40:
+        assert "000000000040.json" not in caplog.text
+        same(found.tree, state_of(seed=40))
+        return
+    assert found.step == 30
+    assert "the checkpoint before it is used" in caplog.text
+    same(found.tree, state_of(seed=30))
+
+
+def test_where_none_is_whole_every_file_is_named(kept, tmp_path):
+    folder = broken_copy(kept, tmp_path, 3, 1)
+    for step in checkpoint.steps(folder):
+        (folder / f"{step:012d}" / "_METADATA").write_text("{}")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole") as error:
+        checkpoint.load(folder, state_of())
+    assert all(f"{step:012d}" in str(error.value) for step in (20, 30, 40))
+    assert "--overwrite" in str(error.value)
+
+
+def test_a_manifest_cannot_point_elsewhere(kept, tmp_path):
+    folder = broken_copy(kept, tmp_path, 0, 0)
+    manifest = folder / "000000000040.json"
+    fields = json.loads(manifest.read_text())
+    fields["files"]["../../secret"] = [1, "0" * 64]
+    manifest.write_text(json.dumps(fields))
+    assert checkpoint.load(folder, state_of()).step == 30
+
+
+def test_files_beside_a_checkpoint_belong_to_it(tmp_path):
+    beside = tmp_path / "piece.npz"
+    beside.write_bytes(b"what the first ten steps told")
+    checkpoint.save(tmp_path, 10, {"a": jnp.arange(3)}, beside=[beside])
+    np.testing.assert_array_equal(checkpoint.load(tmp_path).tree["a"], [0, 1, 2])
+    beside.write_bytes(b"what the first ten steps tolD")
+    with pytest.raises(ValueError, match=r"piece\.npz is not what was written"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_any_damage_at_all(kept, tmp_path):
+    """Thirty more damages, to the two newest at once: the oldest or something whole is found."""
+    for seed in range(30):
+        folder = broken_copy(kept, tmp_path, 2, 100 + seed)
+        found = checkpoint.load(folder, state_of())
+        same(found.tree, state_of(seed=found.step))
