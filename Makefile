@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sine test lint types pytest evidence figures tables clean
+.PHONY: sine test lint types pytest evidence figures tables notebooks clean
 
 sine: $(VENV)/installed
 	$(BIN)/python -m experiments.sine --flagfile=experiments/flags/sine.flags
@@ -42,6 +42,10 @@ figures: $(VENV)/installed
 		cp runs/sine/$$name.png docs/figures/sine_$$name.png; done
 	cp runs/gradient_flow/comparison.png docs/figures/three_cases.png
 
+# The notebooks, run, with their pictures: runs/notebooks/*.ipynb.
+notebooks: $(VENV)/installed-notebooks
+	$(BIN)/python -m experiments.execute
+
 # The table of 20 seeds in the README.
 tables: $(VENV)/installed
 	for name in sine_200 sine_6000 sine; do \
@@ -56,6 +60,11 @@ $(VENV)/installed: pyproject.toml
 $(VENV)/installed-test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[test]"
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-notebooks: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[notebooks]"
 	touch $@ $(VENV)/installed
 
 clean:
