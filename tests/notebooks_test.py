@@ -39,7 +39,7 @@ def test_dollars_of_every_text_come_in_pairs(name):
 
 def test_an_unknown_notebook_is_named_beside_those_there_are(tmp_path):
     config = execute.ExecuteConfig(names=("why",), workdir=str(tmp_path / "out"))
-    with pytest.raises(UsageError, match="'why' is no notebook; take one of diagnose.*, why_an"):
+    with pytest.raises(UsageError, match=r"'why' is no notebook; take one of diagnose.*, why_an"):
         execute.main(config)
     assert not (tmp_path / "out").exists()
 

@@ -151,9 +151,9 @@ profiles = {
 print(examine(cell, params["cell"], params["readout"]))
 
 # %% [markdown]
-# The gradient vanishes: each step back keeps about four fifths of it, and after 34 steps a
-# thousandth is left. The first symbol lies 50 steps before the end. The weights never hear of it.
-# Training made it worse:
+# The gradient vanishes: each step back keeps about three quarters of it, and after some thirty
+# steps a thousandth is left. The first symbol lies fifty steps before the end: the weights never
+# hear of it. Training does not change that:
 
 
 # %%
@@ -176,7 +176,7 @@ def draw(profiles: dict[str, Array], title: str) -> Any:
     return figure
 
 
-draw(profiles, "The gradient does not reach the symbols (grey); dotted, a thousandth")
+draw(profiles, "The gradient is lost (dotted: a thousandth) before the first symbol (grey)")
 
 # %% [markdown]
 # ## 3. The prescription
