@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sine test lint types pytest evidence figures tables notebooks clean
+.PHONY: sine test lint types pytest evidence figures tables notebooks newcomer clean
 
 sine: $(VENV)/installed
 	$(BIN)/python -m experiments.sine --flagfile=experiments/flags/sine.flags
@@ -21,8 +21,12 @@ pytest: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2
 
 # What takes minutes: the slow tests.
-evidence: $(VENV)/installed-test
+evidence: $(VENV)/installed-test $(VENV)/installed-notebooks
 	$(BIN)/python -m pytest -m slow
+
+# The README by its word: a fresh clone, fresh environments, every command and every block of code.
+newcomer: $(VENV)/installed-test
+	RNN_JAX_NEWCOMER=1 $(BIN)/python -m pytest -m slow tests/newcomer_test.py
 
 # The figures of the README, from the code as it is.
 figures: $(VENV)/installed
