@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sine test lint types pytest evidence figures tables clean
+.PHONY: sine test lint types pytest evidence figures tables notebooks newcomer clean
 
 sine: $(VENV)/installed
 	$(BIN)/python -m experiments.sine --flagfile=experiments/flags/sine.flags
@@ -21,8 +21,12 @@ pytest: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2
 
 # What takes minutes: the slow tests.
-evidence: $(VENV)/installed-test
+evidence: $(VENV)/installed-test $(VENV)/installed-notebooks
 	$(BIN)/python -m pytest -m slow
+
+# The README by its word: a fresh clone, fresh environments, every command and every block of code.
+newcomer: $(VENV)/installed-test
+	RNN_JAX_NEWCOMER=1 $(BIN)/python -m pytest -m slow tests/newcomer_test.py
 
 # The figures of the README, from the code as it is.
 figures: $(VENV)/installed
@@ -42,6 +46,10 @@ figures: $(VENV)/installed
 		cp runs/sine/$$name.png docs/figures/sine_$$name.png; done
 	cp runs/gradient_flow/comparison.png docs/figures/three_cases.png
 
+# The notebooks, run, with their pictures: runs/notebooks/*.ipynb.
+notebooks: $(VENV)/installed-notebooks
+	$(BIN)/python -m experiments.execute
+
 # The table of 20 seeds in the README.
 tables: $(VENV)/installed
 	for name in sine_200 sine_6000 sine; do \
@@ -56,6 +64,11 @@ $(VENV)/installed: pyproject.toml
 $(VENV)/installed-test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[test]"
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-notebooks: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[notebooks]"
 	touch $@ $(VENV)/installed
 
 clean:

@@ -4,7 +4,7 @@ A cell is a `Cell`, a NamedTuple of pure functions; `unroll` runs it over a sequ
 adjoints dL/ds_t of the backward pass; `gradflow` measures with them.
 """
 
-from rnn_jax import bridge
+from rnn_jax import bridge, initializers
 from rnn_jax.bidirectional import (
     Bidirectional,
     Directions,
@@ -72,6 +72,7 @@ __all__ = [
     "elman",
     "free_run",
     "gru",
+    "initializers",
     "last_only",
     "layer_norm_elman",
     "leaky",

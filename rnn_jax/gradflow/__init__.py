@@ -5,7 +5,6 @@ which depends on s_t alone, and L = sum_t L_t. The chain rule over all paths fro
 
     dL/dtheta = sum_t sum_{k <= t} dL_t/ds_t (J_t J_{t-1} ... J_{k+1}) ds_k/dtheta
 
-
 where J_j = ds_j/ds_{j-1}, and ds_k/dtheta is the direct dependence of one step. A product of t - k
 Jacobians shrinks or grows exponentially with t - k: that is the vanishing and the exploding
 gradient. Ordered by k, the sums over t collapse into the adjoints
