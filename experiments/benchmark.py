@@ -1,12 +1,17 @@
 """How fast is it? Ours beside PyTorch and the usual Flax loop, measured in turn in one run.
 
-Sections, all by default; --sections chooses:
+Sections, of which --sections chooses:
   tutorial  the tutorial's training iteration (H = 16, B = 1, T = 49, Adam), compilation apart
   compile   its 6,000 iterations from fresh weights to the end, compilation included
+  compile_step  what a training step takes to compile, beside a plain scan's
   traces    training with |dL/ds_t| recorded over training without
   process   the whole process `python -m experiments.sine`, with an empty cache and again
   sweep     1,000 networks of the tutorial's size: a sweep, one by one, one vmap, PyTorch
+  networks  time per network against the number of them in a sweep
   grid      elman, lstm and gru at every size, beside plain JAX, Flax and PyTorch
+  lengths   time per time step at T = 100 to 100,000
+  long      T = 100,000 by nested checkpointing, beside the direct way: time and memory
+  memory    peak memory of a training run, beside plain JAX, Flax and PyTorch
   limit     beside a C program of your own, where --limit_source names one
 
 Before anything is timed, the gradients of all sides at the same weights are compared; where they
@@ -14,7 +19,8 @@ differ by more than 1e-4, relative, nothing is timed.
 
 PyTorch is an extra, `pip install 'rnn_jax[benchmark]'`; without it its rows are left out.
 
-Written to --workdir: config.json, results.json (every single time), table.md, ratios.png.
+Written to --workdir: config.json, results.json (every single time, as soon as it is measured),
+table.md, ratios.png, and a figure each of grid, lengths and networks.
 
 Example:
   python -m experiments.benchmark --flagfile=experiments/flags/benchmark_tutorial.flags
@@ -27,7 +33,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,16 +41,21 @@ import jax
 
 from experiments import axes, sine
 from experiments.benchmarks import (
+    compiling,
+    contenders,
     flax_loop,
     gradients,
     grid,
+    lengths,
+    long,
+    peak,
     process,
     report,
     sweeps,
     traces,
     tutorial,
 )
-from experiments.benchmarks.report import Findings, Row, Wanted
+from experiments.benchmarks.report import Findings, Number, Row, Wanted
 from experiments.options import UsageError, check, launch, option
 from experiments.runner import open_workdir, use_compilation_cache
 from rnn_jax import plots, records, sharding
@@ -53,6 +64,8 @@ TRACE_PAIRS = 3
 """Pairs of runs for each of `repeats`: a ratio near 1 wants more of them."""
 PROCESS_RUNS = 3
 """At most so many cold and warm processes: each takes seconds."""
+ON_EVERY_CORE = {"sweep", "networks"}
+"""Sections that take a device for each core."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +74,8 @@ class BenchmarkConfig:
 
     sections: str = option(
         "tutorial,compile,traces,process,limit",
-        "comma-separated parts to measure; sweep by itself takes a device for each core",
+        "comma-separated parts to measure; sweep and networks, without others, take a device for "
+        "each core",
     )
     iterations: int = option(6000, "training iterations in each timed run", minimum=1)
     torch_iterations: int = option(
@@ -79,10 +93,10 @@ class BenchmarkConfig:
     overwrite: bool = option(False, "replace a run of other settings in --workdir")
 
 
-def grid_axes(config: BenchmarkConfig) -> tuple[list[str], list[int], list[int], list[int]]:
+def grid_axes(config: BenchmarkConfig) -> grid.Axes:
     """The axes of the section grid, checked."""
-    return (
-        axes.words("cells", config.cells, tuple(grid.CELLS)),
+    return grid.Axes(
+        axes.words("cells", config.cells, tuple(contenders.CELLS)),
         axes.whole_numbers("hidden_size", config.hidden_size, minimum=1),
         axes.whole_numbers("batch_size", config.batch_size, minimum=1),
         axes.whole_numbers("num_steps", config.num_steps, minimum=1),
@@ -94,29 +108,38 @@ def torch_iterations(config: BenchmarkConfig) -> int:
     return min(config.torch_iterations, config.iterations)
 
 
-Section = Callable[[BenchmarkConfig, Any], Findings]
-"""`(config, torch) -> findings`; torch is `experiments.benchmarks.pytorch`, or None."""
+Section = Callable[[BenchmarkConfig, Any], Iterable[Findings]]
+"""`(config, torch) -> findings`, part by part; torch: `experiments.benchmarks.pytorch` or None."""
 
 SECTIONS: dict[str, Section] = {
-    "tutorial": lambda config, torch: tutorial.iteration_findings(
-        torch, config.iterations, torch_iterations(config), config.repeats
-    ),
-    "compile": lambda config, torch: tutorial.end_to_end_findings(
-        torch, torch_iterations(config), config.repeats
-    ),
-    "traces": lambda config, torch: traces.findings(
-        config.iterations, TRACE_PAIRS * config.repeats
-    ),
-    "process": lambda config, torch: process.process_findings(
-        ("experiments.sine", "--flagfile=experiments/flags/sine_200.flags"),
-        Wanted("<=", 6),
-        min(PROCESS_RUNS, config.repeats),
-    ),
-    "sweep": lambda config, torch: sweeps.findings(torch, config.repeats),
-    "grid": lambda config, torch: grid.findings(torch, *grid_axes(config), config.repeats),
-    "limit": lambda config, torch: process.limit_findings(
-        config.limit_source, config.iterations, config.repeats
-    ),
+    "tutorial": lambda config, torch: [
+        tutorial.iteration_findings(
+            torch, config.iterations, torch_iterations(config), config.repeats
+        )
+    ],
+    "compile": lambda config, torch: [
+        tutorial.end_to_end_findings(torch, torch_iterations(config), config.repeats)
+    ],
+    "compile_step": lambda config, torch: compiling.findings(config.repeats),
+    "traces": lambda config, torch: [
+        traces.findings(config.iterations, TRACE_PAIRS * config.repeats)
+    ],
+    "process": lambda config, torch: [
+        process.process_findings(
+            ("experiments.sine", "--flagfile=experiments/flags/sine_200.flags"),
+            Wanted("<=", 6),
+            min(PROCESS_RUNS, config.repeats),
+        )
+    ],
+    "sweep": lambda config, torch: [sweeps.findings(torch, config.repeats)],
+    "networks": lambda config, torch: [sweeps.by_number(config.repeats)],
+    "grid": lambda config, torch: grid.findings(torch, grid_axes(config), config.repeats),
+    "lengths": lambda config, torch: lengths.findings(config.repeats),
+    "long": lambda config, torch: long.findings(config.repeats),
+    "memory": lambda config, torch: peak.findings(torch),
+    "limit": lambda config, torch: [
+        process.limit_findings(config.limit_source, config.iterations, config.repeats)
+    ],
 }
 
 
@@ -128,12 +151,14 @@ class Result(NamedTuple):
         notes: lines to be read with them, such as what was left out.
         differences: relative differences of the gradients, side -> parameter -> value.
         workdir: the run's folder.
+        numbers: what is no time.
     """
 
     rows: list[Row]
     notes: list[str]
     differences: dict[str, dict[str, float]]
     workdir: Path
+    numbers: Sequence[Number] = ()
 
 
 def sections_of(config: BenchmarkConfig) -> list[str]:
@@ -165,7 +190,7 @@ def check_gradients(torch: Any) -> dict[str, dict[str, float]]:
 
 
 def run(config: BenchmarkConfig) -> Result:
-    """Measures section after section; results are on disk after each."""
+    """Measures section after section; what is found is on disk as soon as it is."""
     check(config)
     names = sections_of(config)
     grid_axes(config)
@@ -177,13 +202,23 @@ def run(config: BenchmarkConfig) -> Result:
     result = Result([], notes, check_gradients(torch), workdir)
     for name in names:
         _say(f"measuring: {name}")
-        found = SECTIONS[name](config, torch)
-        _say(*found.notes)
-        result = result._replace(
-            rows=[*result.rows, *found.rows], notes=[*result.notes, *found.notes]
-        )
-        save(result)
+        for found in SECTIONS[name](config, torch):
+            _say(*map(report.line, found.rows), *found.notes)
+            result = joined(result, found)
+            save(result)
+            for file, figure in found.figures.items():
+                figure.savefig(workdir / file)
+        draw(result)
     return result
+
+
+def joined(result: Result, found: Findings) -> Result:
+    """The result with a section's findings, or a part of them, after it."""
+    return result._replace(
+        rows=[*result.rows, *found.rows],
+        notes=[*result.notes, *found.notes],
+        numbers=[*result.numbers, *found.numbers],
+    )
 
 
 def _say(*lines: str) -> None:
@@ -193,17 +228,22 @@ def _say(*lines: str) -> None:
 
 
 def save(result: Result) -> None:
-    """results.json, table.md, and ratios.png where some row says how many times faster."""
+    """results.json and table.md."""
     found = {
         "machine": machine(),
         "gradient_differences": result.differences,
         "notes": result.notes,
         "rows": [report.as_json(row) for row in result.rows],
+        "numbers": [report.number_as_json(number) for number in result.numbers],
     }
     records.write_atomically(
         result.workdir / "results.json", json.dumps(found, indent=1, allow_nan=False) + "\n"
     )
     records.write_atomically(result.workdir / "table.md", text(result))
+
+
+def draw(result: Result) -> None:
+    """ratios.png, where some row says how many times faster."""
     bars = report.bars(result.rows)
     if bars.labels:
         low, high = (report.three_digits(pick(bars.medians)) for pick in (min, max))
@@ -212,10 +252,9 @@ def save(result: Result) -> None:
 
 
 def text(result: Result) -> str:
-    """The table, and below it what was compiled apart and what was left out."""
-    return "\n".join(
-        [report.table(result.rows), *report.compilation_lines(result.rows), *result.notes]
-    )
+    """The tables, and below them what was compiled apart and what was left out."""
+    tables = [report.table(result.rows), report.numbers_table(result.numbers)]
+    return "\n".join([*filter(None, tables), *report.compilation_lines(result.rows), *result.notes])
 
 
 def machine() -> dict[str, Any]:
@@ -239,7 +278,7 @@ def _version(package: str) -> str | None:
 
 def main(config: BenchmarkConfig) -> None:
     """Runs the benchmark and prints the table."""
-    if config.sections == "sweep":
+    if set(sections_of(config)) <= ON_EVERY_CORE:
         sharding.use_cpu_devices(0)
     use_compilation_cache(False)
     result = run(config)

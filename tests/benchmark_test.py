@@ -26,7 +26,7 @@ from experiments.benchmarks import (
     traces,
     tutorial,
 )
-from experiments.benchmarks.report import COST, Row, Wanted
+from experiments.benchmarks.report import COST, Number, Row, Wanted
 from experiments.benchmarks.timing import Side, Times
 from rnn_jax.types import Batch
 
@@ -91,6 +91,36 @@ def test_without_warm_up_the_first_run_counts():
     times = timing.interleaved({"a": Side(scripted("a", [5.0, 1.0], []))}, 2, warm_up=False)
     np.testing.assert_array_equal(times["a"].seconds, [5.0, 1.0])
     assert times["a"].compilation == 0.0
+
+
+@pytest.mark.parametrize(
+    ("repeats", "least", "rounds"),
+    # Two sides of 3 s: a budget of 10 s is spent after two rounds.
+    [(7, 1, 2), (7, 3, 3), (1, 3, 1), (2, 3, 2)],
+)
+def test_rounds_end_with_the_budget_but_not_below_the_least(repeats, least, rounds):
+    sides = {name: Side(lambda: 3.0) for name in "ab"}
+    times = timing.interleaved(sides, repeats, budget=10.0, least=least)
+    assert [len(side.seconds) for side in times.values()] == [rounds, rounds]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls", "found"),
+    [([0.05, 0.01, 0.02, 0.01], 3, 0.01), ([0.06, 0.05, 0.01], 2, 0.05), ([9.0, 0.01], 1, 9.0)],
+)
+def test_a_pace_is_the_quickest_of_a_few_calls_and_of_one_if_that_is_long(
+    monkeypatch, seconds, calls, found
+):
+    now, remaining = [0.0], list(seconds)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def work():
+        now[0] += remaining.pop(0)
+        return len(seconds) - len(remaining)
+
+    quickest, last = timing.pace(work)
+    assert quickest == pytest.approx(found)
+    assert last == calls
 
 
 # The report.
@@ -162,21 +192,54 @@ def test_the_table():
 
 
 def test_json_holds_every_number():
-    row = Row("w", times(1.0, 2.0), times(3.0, 8.0, compilation=0.5), wanted=Wanted(">=", 4))
+    row = Row(
+        "w",
+        times(1.0, 2.0),
+        times(3.0, 8.0, compilation=0.5),
+        wanted=Wanted(">=", 4),
+        at={"cell": "elman", "H": 16},
+    )
     assert json.loads(json.dumps(report.as_json(row), allow_nan=False)) == {
         "what": "w",
+        "at": {"cell": "elman", "H": 16},
         "ours": {
+            "name": "side",
             "seconds": {"median": 1.5, "low": 1.0, "high": 2.0},
             "runs": [1.0, 2.0],
             "compilation_seconds": 0.0,
         },
         "other": {
+            "name": "side",
             "seconds": {"median": 5.5, "low": 3.0, "high": 8.0},
             "runs": [3.0, 8.0],
             "compilation_seconds": 0.5,
         },
         "ratio": {"of": "other/ours", "median": 3.5, "low": 3.0, "high": 4.0, "pairs": [3.0, 4.0]},
         "wanted": ">= 4",
+        "met": False,
+    }
+
+
+def test_numbers_that_are_no_times_have_a_table_and_json_of_their_own():
+    numbers = [
+        Number("mean", 1.234, wanted=Wanted(">=", 1.5), at={"other": "Flax"}),
+        Number("peak", 0.6755, "GB", Wanted("<=", 1)),
+        Number("difference", 2.5e-6),
+    ]
+    assert report.numbers_table(numbers).splitlines() == [
+        "| what | found | wanted |",
+        "|---|---|---|",
+        "| mean | 1.23 | >= 1.5: missed |",
+        "| peak | 0.675 GB | <= 1 GB: met |",
+        "| difference | 2.5e-06 | - |",
+    ]
+    assert report.numbers_table([]) == ""
+    assert json.loads(json.dumps(report.number_as_json(numbers[0]))) == {
+        "what": "mean",
+        "value": 1.234,
+        "unit": "",
+        "wanted": ">= 1.5",
+        "at": {"other": "Flax"},
         "met": False,
     }
 
@@ -195,6 +258,7 @@ def test_bars_are_the_rows_that_say_how_many_times_faster():
         Row("b", times(1.0), times(2.0), COST),
         Row("c", times(1.0)),
         Row("d", times(1.0), times(3.0)),
+        Row("of a grid", times(1.0), times(4.0), at={"cell": "elman"}),
     ]
     bars = report.bars(rows)
     # A long label is broken, so that it leaves room for the bars.
@@ -370,13 +434,13 @@ def test_end_to_end_compiles_each_time_and_the_loop_once(short_tutorial, tmp_pat
 def test_end_to_end_scales_pytorch_to_the_whole_tutorial(short_tutorial, monkeypatch):
     monkeypatch.setattr(tutorial, "ours_from_nothing", lambda folder: Side(lambda: 2.0))
     monkeypatch.setattr(tutorial, "torch_side", lambda torch, threads, n: Side(lambda: 3.0, n))
-    (row,), (note,) = tutorial.end_to_end_findings("torch", torch_iterations=1, repeats=2)
+    (row,), (note,), *_ = tutorial.end_to_end_findings("torch", torch_iterations=1, repeats=2)
     np.testing.assert_array_equal(report.ratios(row), [6.0, 6.0])
     assert note == "PyTorch's 4 iterations are scaled from 1."
-    (row,), notes = tutorial.end_to_end_findings("torch", torch_iterations=9, repeats=2)
+    (row,), notes, *_ = tutorial.end_to_end_findings("torch", torch_iterations=9, repeats=2)
     np.testing.assert_array_equal(report.ratios(row), [1.5, 1.5])
     assert not notes
-    (row,), _ = tutorial.end_to_end_findings(None, torch_iterations=1, repeats=1)
+    (row,), *_ = tutorial.end_to_end_findings(None, torch_iterations=1, repeats=1)
     assert row.other is None
 
 
@@ -391,7 +455,7 @@ def test_rows_of_the_iteration_compare_both_of_ours_with_every_other(monkeypatch
         return 0.0
 
     torch = SimpleNamespace(network=lambda hidden_size, seed: f"H={hidden_size}", train=train)
-    rows, notes = tutorial.iteration_findings(torch, 4, torch_iterations=3, repeats=2)
+    rows, notes, *_ = tutorial.iteration_findings(torch, 4, torch_iterations=3, repeats=2)
     assert not notes
     assert [(row.ours.name, row.other.name, row.wanted.bound) for row in rows] == [
         (ours, other, bound)
@@ -426,7 +490,7 @@ def test_rows_of_the_traces_put_on_over_off(monkeypatch):
         return Side(lambda: 3.0 if trace is traces.traces.trace_states else 2.0, iterations)
 
     monkeypatch.setattr(traces, "training", training)
-    (row,), _ = traces.findings(iterations=8, repeats=4)
+    (row,), *_ = traces.findings(iterations=8, repeats=4)
     np.testing.assert_array_equal(report.ratios(row), [1.5] * 4)
     assert asked == [4, 4]
     assert row.wanted == ("<=", 1.05)
@@ -507,7 +571,7 @@ def test_each_cold_process_has_an_empty_cache_and_the_warm_one_its_leavings(monk
 
     monkeypatch.setattr(process, "seconds_of", seconds_of)
     arguments = ("experiments.sine", "--flagfile=x/y.flags")
-    (cold, warm), _ = process.process_findings(arguments, Wanted("<=", 6), repeats=2)
+    (cold, warm), *_ = process.process_findings(arguments, Wanted("<=", 6), repeats=2)
     np.testing.assert_array_equal(cold.ours.seconds, [9.0, 9.0])
     np.testing.assert_array_equal(warm.ours.seconds, [3.0, 3.0])
     assert cold.wanted is None
@@ -534,7 +598,7 @@ def test_the_ratio_to_a_c_program_is_taken_from_what_it_prints(tmp_path, monkeyp
     monkeypatch.setattr(process, "ours_in_chunks", lambda n, folder: Side(lambda: 4.5e-6 * n, n))
     source = tmp_path / "limit.c"
     source.write_text(C_PROGRAM % "C limit: 1.50 us/iter loss 3e-1")
-    (row,), notes = process.limit_findings(str(source), iterations=10, repeats=2)
+    (row,), notes, *_ = process.limit_findings(str(source), iterations=10, repeats=2)
     np.testing.assert_allclose(report.ratios(row), [3.0, 3.0])
     assert not notes
 
@@ -553,10 +617,10 @@ def test_a_c_program_of_no_use_is_named(tmp_path, content, message):
 
 def test_without_a_compiler_the_yardstick_is_left_out(monkeypatch):
     monkeypatch.setattr(process.shutil, "which", lambda name: None)
-    rows, (line,) = process.limit_findings("limit.c", iterations=1, repeats=1)
+    rows, (line,), *_ = process.limit_findings("limit.c", iterations=1, repeats=1)
     assert not rows
     assert "no C compiler" in line
-    assert process.limit_findings("", iterations=1, repeats=1) == ([], [])
+    assert process.limit_findings("", iterations=1, repeats=1) == report.Findings([], [])
 
 
 # Settings.
@@ -565,7 +629,7 @@ def test_without_a_compiler_the_yardstick_is_left_out(monkeypatch):
 @pytest.mark.parametrize("sections", ["", ",", "tutorial,tutorail"])
 def test_unknown_sections_are_refused(sections):
     config = benchmark.BenchmarkConfig(sections=sections)
-    with pytest.raises(options.UsageError, match="take some of tutorial, compile, traces"):
+    with pytest.raises(options.UsageError, match="take some of tutorial, compile, compile_step"):
         benchmark.run(config)
 
 
@@ -590,7 +654,7 @@ def test_sections_run_in_the_order_given(monkeypatch, tmp_path):
     def section(name):
         def measure(config, torch):
             ran.append(name)
-            return report.Findings([Row(name, times(1.0))], [f"{name} left out"])
+            return [report.Findings([Row(name, times(1.0))], [f"{name} left out"])]
 
         return measure
 
@@ -605,6 +669,45 @@ def test_sections_run_in_the_order_given(monkeypatch, tmp_path):
     assert result.notes == ["process left out", "traces left out"]
     # Nothing to draw: no row is a comparison.
     assert not (tmp_path / "ratios.png").exists()
+
+
+def test_what_is_found_is_on_disk_as_soon_as_it_is(monkeypatch, tmp_path):
+    def stopped(config, torch):
+        yield report.Findings([Row("first", times(1.0), at={"H": 16})], [])
+        figures = {"it.png": benchmark.plots.speed_ratios(["a"], [2.0], [1.0], [3.0], [1.0], "t")}
+        yield report.Findings([], [], [Number("mean", 2.0)], figures)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(benchmark.SECTIONS, "grid", stopped)
+    monkeypatch.setattr(benchmark, "load_pytorch", lambda: (None, []))
+    monkeypatch.setattr(benchmark, "check_gradients", lambda torch: {})
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run(benchmark.BenchmarkConfig(sections="grid", workdir=str(tmp_path)))
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["what"], row["at"]) for row in found["rows"]] == [("first", {"H": 16})]
+    assert [number["value"] for number in found["numbers"]] == [2.0]
+    assert "| mean | 2.00 | - |" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "it.png").stat().st_size > 5000
+
+
+def test_the_full_flags_ask_for_every_section_but_those_with_a_command_of_their_own():
+    full = config_from(FLAGS / "benchmark.flags", benchmark.BenchmarkConfig)
+    sweep = config_from(FLAGS / "benchmark_sweep.flags", benchmark.BenchmarkConfig)
+    assert set(benchmark.sections_of(sweep)) == benchmark.ON_EVERY_CORE
+    asked = benchmark.sections_of(full)
+    assert set(benchmark.SECTIONS) - set(asked) == benchmark.ON_EVERY_CORE | {"limit"}
+    sizes = {name: list(axis) for name, axis in benchmark.grid_axes(full)._asdict().items()}
+    assert sizes == {
+        "cells": ["elman", "lstm", "gru"],
+        "hidden_sizes": [16, 64, 128, 256, 512],
+        "batch_sizes": [1, 32, 128],
+        "num_steps": [50, 200, 1000],
+    }
+    folders = [
+        config_from(file, benchmark.BenchmarkConfig).workdir
+        for file in FLAGS.glob("benchmark*.flags")
+    ]
+    assert len(folders) == len(set(folders)) == 4
 
 
 def test_help_lists_the_flags():

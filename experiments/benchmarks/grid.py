@@ -1,257 +1,100 @@
-"""Full training steps of elman, lstm and gru at every size, beside plain JAX, Flax and PyTorch.
+"""Training steps at every point of a grid of cells and sizes, beside plain JAX, Flax and PyTorch.
 
-A step is a pass over a fixed batch, the gradient, and Adam; ours records |dL/ds_t| as well. The
-JAX sides run several steps as one program, PyTorch one after the other; all from the same weights,
-and only where their gradients agree.
+At each point the gradients of all sides are compared, then their steps are timed in turn.
 """
 
 import itertools
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
-from jax import lax
 
-import rnn_jax
-from experiments.benchmarks.report import Findings, Row, Wanted, ratios
-from experiments.benchmarks.timing import Side, interleaved, stopwatch
-from rnn_jax import bridge, losses, objectives, optim, train
-from rnn_jax.model import Model, ModelParams
-from rnn_jax.types import Array, Batch, State
+from experiments.benchmarks.contenders import (
+    Agreement,
+    Problem,
+    Shape,
+    agreement,
+    axes_of,
+    flax,
+    ours,
+    plain,
+    problem,
+    side_of,
+    steps_in_a_run,
+    torch_side,
+)
+from experiments.benchmarks.report import Findings, Number, Row, Wanted, ratios
+from experiments.benchmarks.timing import interleaved
+from rnn_jax import plots
 
-INPUT_SIZE = 16
-LEARNING_RATE = 1e-3
-RUN_SECONDS = 0.05
-"""What a timed run takes at least, about."""
-TOLERANCE = 1e-4
-"""Largest difference of two gradients, relative to the largest entry of a parameter's."""
-
-CELLS: dict[str, Callable[[int], rnn_jax.Cell]] = {
-    "elman": rnn_jax.elman,
-    "lstm": rnn_jax.lstm,
-    "gru": rnn_jax.gru,
-}
-FLAX = {"elman": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
-GATES = {"elman": 1, "lstm": 4, "gru": 3}
-
-
-class Shape(NamedTuple):
-    """One point of the grid: the cell's name, H, B and T."""
-
-    cell: str
-    hidden_size: int
-    batch_size: int
-    num_steps: int
+SIDE_SECONDS = 1.5
+"""Of each side's time at a point, about; then there is no further round."""
+FEWEST_ROUNDS = 3
+FEWEST_LONG_ROUNDS = 2
+VERY_LONG_STEP = 3.0
+"""Seconds: where a step takes longer, `FEWEST_LONG_ROUNDS` are enough, without a first run."""
+WANTED_MEAN = {"plain scan": 1.5, "Flax": 1.5, "PyTorch": 2.0}
+"""Geometric mean of the ratios over all points."""
 
 
-class Problem(NamedTuple):
-    """What every side works on.
+class Axes(NamedTuple):
+    """The values along each axis of the grid."""
 
-    Attributes:
-        shape: of the network and its data.
-        model: ours.
-        params: of ours, from which all start.
-        batch: inputs `[T, B, D]`, targets `[T, B, 1]`.
-    """
-
-    shape: Shape
-    model: Model
-    params: ModelParams
-    batch: Batch
+    cells: list[str]
+    hidden_sizes: list[int]
+    batch_sizes: list[int]
+    num_steps: list[int]
 
 
-def problem(shape: Shape) -> Problem:
-    """Random weights and random data."""
-    model = rnn_jax.sequence_model(CELLS[shape.cell](shape.hidden_size), 1)
-    weights_key, inputs_key, targets_key = jax.random.split(jax.random.key(0), 3)
-    steps = (shape.num_steps, shape.batch_size)
-    batch = Batch(
-        jax.random.normal(inputs_key, (*steps, INPUT_SIZE)),
-        jax.random.normal(targets_key, (*steps, 1)),
-    )
-    return Problem(
-        shape, model, jax.jit(model.init, static_argnums=1)(weights_key, INPUT_SIZE), batch
-    )
-
-
-def steps_in_a_run(shape: Shape) -> int:
-    """A run takes about `RUN_SECONDS`, at 2e10 operations and 1e6 time steps a second."""
-    size = shape.hidden_size * (shape.hidden_size + INPUT_SIZE)
-    work = 6 * GATES[shape.cell] * shape.num_steps * shape.batch_size * size
-    return max(4, min(500, round(RUN_SECONDS / (work / 2e10 + shape.num_steps / 1e6))))
-
-
-class Contender(NamedTuple):
-    """A side of the benchmark in JAX.
-
-    Attributes:
-        params: its own.
-        step: `(params, opt_state) -> (params, opt_state, what it tells)`.
-        gradients: `params -> ModelParams`, in our layout.
-        optimizer: whose state `step` carries.
-    """
-
-    params: Any
-    step: Callable[[Any, Any], tuple[Any, Any, Any]]
-    gradients: Callable[[Any], ModelParams]
-    optimizer: optax.GradientTransformation
-
-
-def ours(given: Problem) -> Contender:
-    """The library's training step, traces on."""
-    objective = objectives.next_step_objective(given.model, losses.squared_error)
-    optimizer = optim.recorded(optax.adam(LEARNING_RATE))
-    carry = given.model.cell.initial_state(given.params.cell, (given.shape.batch_size,))
-
-    def step(params: ModelParams, opt_state: Any) -> tuple[ModelParams, Any, Any]:
-        state = train.TrainState(jnp.zeros((), jnp.int32), params, opt_state, carry)
-        new, metrics = train.train_step(objective, optimizer, state, given.batch)
-        return new.params, new.opt_state, (metrics.loss, metrics.trace)
-
-    def gradients(params: ModelParams) -> ModelParams:
-        zeros = rnn_jax.zero_perturbations(carry, given.shape.num_steps)
-
-        def loss(params: ModelParams) -> Array:
-            return objectives.mean_loss(objective.run(params, carry, given.batch, zeros))
-
-        return jax.grad(loss)(params)
-
-    return Contender(given.params, step, gradients, optimizer)
-
-
-def _contender(
-    given: Problem,
-    params: Any,
-    outputs: Callable[[Any], Array],
-    renamed: Callable[[Any], ModelParams],
-) -> Contender:
-    """A side that JAX differentiates by itself."""
-    optimizer = optax.adam(LEARNING_RATE)
-
-    def loss(params: Any) -> Array:
-        return jnp.mean(losses.squared_error(outputs(params), given.batch.targets))
-
-    def step(params: Any, opt_state: Any) -> tuple[Any, Any, Any]:
-        value, gradients = jax.value_and_grad(loss)(params)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
-
-    return Contender(params, step, lambda params: renamed(jax.grad(loss)(params)), optimizer)
-
-
-def plain(given: Problem) -> Contender:
-    """`jax.grad` of a `lax.scan` over our own step."""
-    model, size = given.model, given.shape.batch_size
-
-    def outputs(params: ModelParams) -> Array:
-        start = model.cell.initial_state(params.cell, (size,))
-        states = rnn_jax.plain_unroll(model.cell, params.cell, start, given.batch.inputs)
-        return model.readout(params.readout, model.cell.emit(states))
-
-    return _contender(given, given.params, outputs, lambda gradients: gradients)
-
-
-def flax(given: Problem) -> Contender:
-    """`flax.linen.RNN` with the matching cell, and our readout."""
-    layer = nn.RNN(FLAX[given.shape.cell](given.shape.hidden_size), time_major=True)
-    like = jax.jit(layer.init)(jax.random.key(0), given.batch.inputs)["params"]["cell"]
-    params = ModelParams(bridge.to_flax(given.params.cell, like), given.params.readout)
-
-    def outputs(params: ModelParams) -> Array:
-        states: Any = layer.apply({"params": {"cell": params.cell}}, given.batch.inputs)
-        return given.model.readout(params.readout, states)
-
-    return _contender(
-        given, params, outputs, lambda g: ModelParams(bridge.from_flax(g.cell), g.readout)
-    )
-
-
-def side_of(contender: Contender, steps: int) -> Side:
-    """`steps` training steps as one program."""
-
-    @jax.jit
-    def run(start: tuple[Any, State]) -> Any:
-        def body(now: tuple[Any, State], _: None) -> tuple[tuple[Any, State], Any]:
-            params, opt_state, told = contender.step(*now)
-            return (params, opt_state), told
-
-        return lax.scan(body, start, length=steps)
-
-    start = (contender.params, jax.jit(contender.optimizer.init)(contender.params))
-    return Side(stopwatch(lambda: start, run), steps)
-
-
-def worst_difference(found: ModelParams, wanted: ModelParams) -> float:
-    """Largest difference of any parameter's gradient, relative to its largest entry."""
-    return max(
-        float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)))
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
-    )
-
-
-def check_agreement(contenders: Mapping[str, Contender], given: Problem, torch: Any) -> None:
-    """`ValueError` where the gradients of two sides differ."""
-    found = {name: jax.jit(c.gradients)(c.params) for name, c in contenders.items()}
-    if torch:
-        found["PyTorch"] = torch.layer_gradients(given.shape.cell, given.params, given.batch)
-    wanted = found.pop("ours")
-    for name, gradients in found.items():
-        difference = worst_difference(gradients, wanted)
-        if not difference <= TOLERANCE:
-            raise ValueError(
-                f"{given.shape}: the gradients of {name} differ from ours by {difference:.2g}, "
-                f"relative; nothing is timed beyond {TOLERANCE:g}"
-            )
-
-
-def findings(
-    torch: Any,
-    cells: list[str],
-    hidden_sizes: list[int],
-    batch_sizes: list[int],
-    num_steps: list[int],
-    repeats: int,
-) -> Findings:
-    """Times of every side at every point of the grid.
+def findings(torch: Any, axes: Axes, repeats: int) -> Iterator[Findings]:
+    """Times of every side, point by point as they are measured; at the end means and the figure.
 
     Args:
         torch: `experiments.benchmarks.pytorch`, or None.
-        cells, hidden_sizes, batch_sizes, num_steps: the axes.
-        repeats: rounds at each point.
+        axes: the grid's.
+        repeats: rounds at each point, fewer where they take long.
     """
-    rows: dict[str, list[Row]] = {}
-    for shape in itertools.starmap(
-        Shape, itertools.product(cells, hidden_sizes, batch_sizes, num_steps)
-    ):
-        given = problem(shape)
-        contenders = {"ours": ours(given), "plain scan": plain(given), "Flax": flax(given)}
-        check_agreement(contenders, given, torch)
-        steps = steps_in_a_run(shape)
-        sides = {name: side_of(contender, steps) for name, contender in contenders.items()}
-        if torch:
-            weights = [np.asarray(leaf) for leaf in (given.batch.inputs, given.batch.targets)]
-            sides["PyTorch"] = Side(
-                torch.layer_run(
-                    shape.cell, shape.hidden_size, *weights, LEARNING_RATE, steps, os.cpu_count()
-                ),
-                steps,
-            )
-        times = interleaved(sides, repeats)
-        what = f"{shape.cell}, H {shape.hidden_size}, B {shape.batch_size}, T {shape.num_steps}"
-        for name in list(times)[1:]:
-            rows.setdefault(name, []).append(
-                Row(f"{what}: {name}", times["ours"], times[name], wanted=_wanted(name, shape))
-            )
-    notes = [
-        f"geometric mean against {name}: {geometric_mean(part):.2f}" for name, part in rows.items()
+    rows: list[Row] = []
+    for shape in itertools.starmap(Shape, itertools.product(*axes)):
+        found = point(torch, problem(shape), repeats)
+        rows += found
+        yield Findings(found, [])
+    yield Findings([], [], means(rows), {"grid.png": figure(rows, axes)})
+
+
+def point(torch: Any, given: Problem, repeats: int) -> list[Row]:
+    """A row for every other side at one point of the grid."""
+    shape = given.shape
+    contenders = {"ours": ours(given), "plain scan": plain(given), "Flax": flax(given)}
+    found = agreement(contenders, given, torch)
+    steps = steps_in_a_run(found["ours"].seconds)
+    sides = {name: side_of(contender, steps) for name, contender in contenders.items()}
+    if torch:
+        sides["PyTorch"] = torch_side(torch, given, steps_in_a_run(found["PyTorch"].seconds))
+    long = is_very_long(found)
+    times = interleaved(
+        sides,
+        repeats,
+        warm_up=not long,
+        budget=SIDE_SECONDS * len(sides),
+        least=FEWEST_LONG_ROUNDS if long else FEWEST_ROUNDS,
+    )
+    return [
+        Row(
+            f"{shape}: {name}",
+            times["ours"],
+            times[name],
+            wanted=_wanted(name, shape),
+            at=axes_of(shape),
+        )
+        for name in list(times)[1:]
     ]
-    return Findings([row for part in rows.values() for row in part], notes)
+
+
+def is_very_long(found: dict[str, Agreement]) -> bool:
+    """Whether a gradient of some side takes longer than `VERY_LONG_STEP`."""
+    return max(side.seconds for side in found.values()) > VERY_LONG_STEP
 
 
 def _wanted(name: str, shape: Shape) -> Wanted:
@@ -260,7 +103,56 @@ def _wanted(name: str, shape: Shape) -> Wanted:
     return Wanted(">=", 10.0 if shape.batch_size * shape.hidden_size <= 512 else 1.0)
 
 
-def geometric_mean(rows: list[Row]) -> float:
+def geometric_mean(rows: Sequence[Row]) -> float:
     """Of the median ratios."""
     medians = [float(np.median(values)) for row in rows if (values := ratios(row)) is not None]
     return math.exp(float(np.mean(np.log(medians))))
+
+
+def means(rows: Sequence[Row]) -> list[Number]:
+    """Geometric means against each other side: over the grid, and of each cell."""
+    numbers = []
+    for name in _others(rows):
+        part = [row for row in rows if row.other is not None and row.other.name == name]
+        what = f"grid, geometric mean: ours / {name}"
+        wanted = Wanted(">=", WANTED_MEAN[name])
+        numbers.append(Number(what, geometric_mean(part), wanted=wanted, at={"other": name}))
+        for cell in dict.fromkeys(row.at["cell"] for row in part):
+            of_cell = [row for row in part if row.at["cell"] == cell]
+            at = {"other": name, "cell": cell}
+            numbers.append(Number(f"{what}, {cell}", geometric_mean(of_cell), at=at))
+    return numbers
+
+
+def figure(rows: Sequence[Row], axes: Axes) -> Any:
+    """The figure of the median ratios."""
+    others = _others(rows)
+    shape = (len(others), len(axes.cells), *map(len, (axes[2], axes[3], axes[1])))
+    medians = np.full(shape, np.nan)
+    for row in rows:
+        values = ratios(row)
+        if values is None or row.other is None:
+            continue
+        at = row.at
+        place = (
+            others.index(row.other.name),
+            axes.cells.index(at["cell"]),
+            axes.batch_sizes.index(at["B"]),
+            axes.num_steps.index(at["T"]),
+            axes.hidden_sizes.index(at["H"]),
+        )
+        medians[place] = np.median(values)
+    faster = np.mean(medians[np.isfinite(medians)] >= 1)
+    return plots.ratio_maps(
+        medians,
+        others,
+        axes.cells,
+        axes.batch_sizes,
+        axes.num_steps,
+        axes.hidden_sizes,
+        f"A training step of ours is the faster one at {faster:.0%} of the points",
+    )
+
+
+def _others(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.other.name for row in rows if row.other is not None))

@@ -22,16 +22,21 @@ COMPILER_FLAGS = ("-O3", "-march=native", "-ffast-math")
 READING = re.compile(r"C limit:\s*([0-9.]+)\s*us/iter")
 
 
-def seconds_of(command: Sequence[str], environment: Mapping[str, str]) -> float:
-    """Wall-clock seconds of a command, run in the repository's root; `ValueError` if it fails."""
-    start = time.perf_counter()
+def output_of(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What a command, run in the repository's root, prints; `ValueError` if it fails."""
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
     if done.returncode != 0:
         raise ValueError(
             f"{' '.join(command)} ended with {done.returncode}: {_last_line(done.stderr)}"
         )
-    return seconds
+    return done.stdout
+
+
+def seconds_of(command: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Wall-clock seconds of a command; errors are those of `output_of`."""
+    start = time.perf_counter()
+    output_of(command, environment)
+    return time.perf_counter() - start
 
 
 def _last_line(text: str) -> str:

@@ -1,7 +1,8 @@
 """What a benchmark found, as a table, as JSON and as the numbers of a figure."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +11,12 @@ from experiments.benchmarks.timing import Spread, Times, spread
 
 FASTER, COST = "other/ours", "ours/other"
 HEADER = "| what | ours | other | ratio median (min..max) | wanted |\n|---|---|---|---|---|"
+NUMBERS_HEADER = "| what | found | wanted |\n|---|---|---|"
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Wanted(NamedTuple):
-    """A bound on a row's ratio, or on our seconds where there is nothing to compare with.
+    """A bound on a row's ratio, on our seconds where there is no other side, or on a number.
 
     Attributes:
         sense: ">=" or "<=".
@@ -33,6 +36,7 @@ class Row(NamedTuple):
         other: the other side's, paired with ours run by run; None where ours stand alone.
         ratio: `FASTER`, other / ours, or `COST`, ours / other.
         wanted: what was aimed at, if anything.
+        at: the cell, sizes and the like, where the row is a point of a grid of them.
     """
 
     what: str
@@ -40,13 +44,41 @@ class Row(NamedTuple):
     other: Times | None = None
     ratio: str = FASTER
     wanted: Wanted | None = None
+    at: Mapping[str, Any] = NOTHING
+
+
+class Number(NamedTuple):
+    """A finding that is not a time: a mean of ratios, a peak of memory.
+
+    Attributes:
+        what: it is.
+        value: in `unit`.
+        unit: "" for a ratio.
+        wanted: what was aimed at, if anything.
+        at: as in `Row`.
+    """
+
+    what: str
+    value: float
+    unit: str = ""
+    wanted: Wanted | None = None
+    at: Mapping[str, Any] = NOTHING
 
 
 class Findings(NamedTuple):
-    """What a section found: rows, and lines to be read with them, such as what was left out."""
+    """What a section found, or a part of it.
+
+    Attributes:
+        rows: times.
+        notes: lines to be read with them, such as what was left out.
+        numbers: what is no time.
+        figures: file name -> figure.
+    """
 
     rows: list[Row]
     notes: list[str]
+    numbers: Sequence[Number] = ()
+    figures: Mapping[str, Any] = NOTHING
 
 
 def ratios(row: Row) -> np.ndarray | None:
@@ -57,14 +89,18 @@ def ratios(row: Row) -> np.ndarray | None:
     return faster if row.ratio == FASTER else 1 / faster
 
 
-def is_met(row: Row) -> bool | None:
-    """Whether the median keeps what was wanted; None where nothing was."""
-    if row.wanted is None:
+def is_met(found: Row | Number) -> bool | None:
+    """Whether the number, or a row's median, keeps what was wanted; None where nothing was."""
+    if found.wanted is None:
         return None
+    value = found.value if isinstance(found, Number) else _median(found)
+    sense, bound = found.wanted
+    return value >= bound if sense == ">=" else value <= bound
+
+
+def _median(row: Row) -> float:
     values = ratios(row)
-    median = spread(row.ours.seconds if values is None else values).median
-    sense, bound = row.wanted
-    return median >= bound if sense == ">=" else median <= bound
+    return spread(row.ours.seconds if values is None else values).median
 
 
 def duration(seconds: float) -> str:
@@ -98,12 +134,12 @@ def _ratio(row: Row) -> str:
     return text if row.ratio == FASTER else f"{text} {COST}"
 
 
-def _wanted(row: Row) -> str:
-    if row.wanted is None:
+def _wanted(found: Row | Number) -> str:
+    if found.wanted is None:
         return "-"
-    unit = " s" if row.other is None else ""
-    verdict = "met" if is_met(row) else "missed"
-    return f"{row.wanted.sense} {row.wanted.bound:g}{unit}: {verdict}"
+    unit = found.unit if isinstance(found, Number) else "s" if found.other is None else ""
+    verdict = "met" if is_met(found) else "missed"
+    return f"{found.wanted.sense} {found.wanted.bound:g}{unit and ' '}{unit}: {verdict}"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -115,6 +151,25 @@ def table(rows: Sequence[Row]) -> str:
         for r in rows
     ]
     return "\n".join([HEADER, *lines]) + "\n"
+
+
+def numbers_table(numbers: Sequence[Number]) -> str:
+    """A markdown table, one line a number; empty for none."""
+    if not numbers:
+        return ""
+    lines = [f"| {n.what} | {quantity(n.value, n.unit)} | {_wanted(n)} |" for n in numbers]
+    return "\n".join([NUMBERS_HEADER, *lines]) + "\n"
+
+
+def quantity(value: float, unit: str) -> str:
+    """Three digits and the unit; small ones in powers of ten."""
+    text = f"{value:.1e}" if 0 < abs(value) < 1e-3 else three_digits(value)
+    return f"{text} {unit}".rstrip()
+
+
+def line(row: Row) -> str:
+    """A row in short, for the terminal: the ratio, or our time where there is no other side."""
+    return f"{row.what}: {_durations(row.ours) if row.other is None else _ratio(row)}"
 
 
 NOTICEABLE = 0.01
@@ -136,6 +191,7 @@ def as_json(row: Row) -> dict[str, Any]:
     values = ratios(row)
     return {
         "what": row.what,
+        "at": dict(row.at),
         "ours": _times_as_json(row.ours),
         "other": None if row.other is None else _times_as_json(row.other),
         "ratio": None
@@ -146,8 +202,20 @@ def as_json(row: Row) -> dict[str, Any]:
     }
 
 
+def number_as_json(number: Number) -> dict[str, Any]:
+    """A number, for results.json."""
+    wanted = None if number.wanted is None else " ".join(map(str, number.wanted))
+    return {
+        **number._asdict(),
+        "at": dict(number.at),
+        "wanted": wanted,
+        "met": is_met(number),
+    }
+
+
 def _times_as_json(times: Times) -> dict[str, Any]:
     return {
+        "name": times.name,
         "seconds": spread(times.seconds)._asdict(),
         "runs": times.seconds.tolist(),
         "compilation_seconds": times.compilation,
@@ -169,11 +237,11 @@ class Bars(NamedTuple):
 
 
 def bars(rows: Sequence[Row]) -> Bars:
-    """The rows that say how many times faster we are."""
+    """The rows that say how many times faster we are; a grid's have a figure of their own."""
     chosen: list[tuple[Row, Spread]] = []
     for row in rows:
         values = ratios(row)
-        if values is not None and row.ratio == FASTER:
+        if values is not None and row.ratio == FASTER and not row.at:
             chosen.append((row, spread(values)))
     return Bars(
         [textwrap.fill(row.what, LABEL_WIDTH) for row, _ in chosen],

@@ -1,5 +1,6 @@
 """Several ways of doing the same work, timed in turn: A B C A B C ..."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -70,7 +71,28 @@ def stopwatch(
     return run
 
 
-def interleaved(sides: Mapping[str, Side], repeats: int, warm_up: bool = True) -> dict[str, Times]:
+ENOUGH_SECONDS, ENOUGH_CALLS = 0.1, 3
+"""A pace is taken from one call that took so long, or from the quickest of so many."""
+
+
+def pace(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of the quickest of a few calls, and what the last one returned."""
+    seconds: list[float] = []
+    result = None
+    while sum(seconds) < ENOUGH_SECONDS and len(seconds) < ENOUGH_CALLS:
+        start = time.perf_counter()
+        result = jax.block_until_ready(work())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), result
+
+
+def interleaved(
+    sides: Mapping[str, Side],
+    repeats: int,
+    warm_up: bool = True,
+    budget: float = math.inf,
+    least: int = 1,
+) -> dict[str, Times]:
     """Runs every side once in each of `repeats` rounds, so that a slow minute slows all of them.
 
     Args:
@@ -78,12 +100,18 @@ def interleaved(sides: Mapping[str, Side], repeats: int, warm_up: bool = True) -
         repeats: R.
         warm_up: run each side once before the rounds, which compiles it. Without it a round's run
             holds whatever compilation it needs.
+        budget: seconds of all rounds together, after which there is no further one.
+        least: so many rounds there are whatever they take, if `repeats` are as many.
 
     Returns:
         name -> times; run r of one side and run r of another are a pair, taken side by side.
     """
     first = {name: side.run() if warm_up else 0.0 for name, side in sides.items()}
-    rounds = [{name: side.run() for name, side in sides.items()} for _ in range(repeats)]
+    rounds: list[dict[str, float]] = []
+    spent = 0.0
+    while len(rounds) < repeats and (spent < budget or len(rounds) < least):
+        rounds.append({name: side.run() for name, side in sides.items()})
+        spent += sum(rounds[-1].values())
     times = {}
     for name, side in sides.items():
         totals = np.array([seconds[name] for seconds in rounds])

@@ -19,7 +19,7 @@ from rnn_jax.plots.learning import (
     start_and_end,
     success_table,
 )
-from rnn_jax.plots.speed import speed_ratios
+from rnn_jax.plots.speed import ratio_maps, scaling, speed_ratios
 from rnn_jax.plots.style import natural_log
 from rnn_jax.plots.sweep import Curve, Panel, phase_diagram, prediction, slopes_along, success
 from rnn_jax.plots.training import (
@@ -51,6 +51,8 @@ __all__ = [
     "parameter_heatmaps",
     "phase_diagram",
     "prediction",
+    "ratio_maps",
+    "scaling",
     "singular_values_by_lag",
     "slopes_along",
     "speed_ratios",
