@@ -31,7 +31,10 @@ ALLOWED = {
     "train": FOUNDATION | {"objectives", "optim", "regularizers", "traces"},
     "sweep": {"sharding", "types"},
     "plots": set(),
-    "records": set(),
+    "reading": set(),
+    "npy": {"reading"},
+    "records": {"npy", "reading"},
+    "tables": {"reading"},
     "checkpoint": set(),
     "sharding": set(),
 }
