@@ -117,13 +117,12 @@ def network_of_run(folder: str, moment: str) -> Network:
     config = sine_experiment.config_of(records.load_config(folder))
     parts = sine_experiment.setup(config)
     like: Any = jax.eval_shape(lambda: parts.model.init(jax.random.key(0), 1))
-    try:
-        params = records.load_tree(folder, f"params_{moment}", like)
-    except OSError as error:
+    if not records.tree_exists(folder, f"params_{moment}"):
         raise ValueError(
-            f"--run={folder}: no parameters of the {moment} of training ({error.strerror}); "
-            "let the run come to its end first"
-        ) from error
+            f"--run={folder}: no parameters of the {moment} of training; let the run come to its "
+            "end first"
+        )
+    params = records.load_tree(folder, f"params_{moment}", like)
     batch = parts.sample(jax.random.fold_in(jax.random.key(config.seed), 1))
     state = parts.model.cell.initial_state(params.cell, batch.inputs.shape[1:-1])
 

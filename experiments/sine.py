@@ -30,8 +30,15 @@ import optax
 import rnn_jax
 from experiments import free_running, sine_figures
 from experiments.options import check, launch, option
-from experiments.runner import History, open_workdir, run_training, use_compilation_cache
+from experiments.runner import (
+    NO_MATTER,
+    History,
+    open_workdir,
+    run_training,
+    use_compilation_cache,
+)
 from rnn_jax import initializers, losses, objectives, optim, records, traces, train
+from rnn_jax.reading import shown
 from rnn_jax.tasks import sine
 
 
@@ -129,12 +136,14 @@ def setup(config: SineConfig) -> Setup:
 
 def config_of(settings: dict[str, Any]) -> SineConfig:
     """The config of a run from its config.json; `ValueError` if it is none of this experiment's."""
-    names = {field.name for field in dataclasses.fields(SineConfig)}
+    # Where to write and how to compute is for whoever runs it to say, not for a file.
+    names = {field.name for field in dataclasses.fields(SineConfig)} - NO_MATTER
     known = {name: value for name, value in settings.items() if name in names}
-    if settings.get("experiment") != "sine" or set(settings) - names - {"experiment"}:
+    strange = sorted(set(settings) - names - {"experiment"})
+    if settings.get("experiment") != "sine" or strange:
         raise ValueError(
-            f"a run of the experiment {settings.get('experiment')!r} with settings "
-            f"{sorted(settings)} is not one of the sine experiment"
+            f"a run of the experiment {shown(settings.get('experiment'))} with the settings "
+            f"{', '.join(shown(name) for name in strange[:5]) or 'given'} is not one of sine"
         )
     config = SineConfig(**known)
     check(config)

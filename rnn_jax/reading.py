@@ -34,12 +34,10 @@ def opened(path: str | Path, max_bytes: int) -> Iterator[BinaryIO]:
             that is too large; of the last nothing is read.
     """
     try:
-        # Opening a pipe would wait for somebody to write to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
+        with open(path, "rb", opener=_at_once) as file:
+            found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise ValueError(f"{path} is no file, but a folder, a pipe or a device")
+                raise ValueError(f"{path} is no file, but a pipe or a device")
             if found.st_size > max_bytes:
                 raise ValueError(
                     f"{path} has {found.st_size:,} bytes, but at most {max_bytes:,} are read"
@@ -47,6 +45,11 @@ def opened(path: str | Path, max_bytes: int) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a pipe too without waiting for somebody to write to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_bytes(path: str | Path, max_bytes: int) -> bytes:

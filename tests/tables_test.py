@@ -131,7 +131,7 @@ def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "device").symlink_to("/dev/zero")
     for name, said in (
         ("pipe", "no file"),
-        (".", "no file"),
+        (".", "Is a directory"),
         ("device", "no file"),
         ("loop", "symbolic links"),
         ("absent", "No such file"),
