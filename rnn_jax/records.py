@@ -71,7 +71,7 @@ def held(workdir: str | Path) -> Iterator[None]:
     path = Path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = open(path / LOCK, "a", opener=_no_link)
+        file = open(path / LOCK, "a", opener=_no_link)  # noqa: SIM115
     except OSError as error:
         raise ValueError(cannot_write(workdir, error)) from error
     with file:
