@@ -4,6 +4,7 @@ A program is traced, and its values are followed from where they are made to whe
 last. The estimate is the largest sum of the values alive at once, where, as XLA does it,
 
 - elementwise operations take nothing where only others of their kind, or sums, read them;
+- what is computed twice is computed once;
 - an elementwise operation writes over an operand that nobody reads any more;
 - numbers that are the same everywhere, such as zero perturbations, are not written at all;
 - a loop keeps what it reads, what it stacks, and the values of one pass.
@@ -13,15 +14,19 @@ Within 30 % of what processes took at their peak (tests/footprint_test.py).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.extend import core
 
 from experiments.options import UsageError
+from rnn_jax import sweep, traces, train
+from rnn_jax.objectives import Objective
+from rnn_jax.types import Batch, Key
 
 LOOPS = {"scan", "while", "cond"}
 ABSORBING = {
@@ -129,6 +134,7 @@ def peak_bytes(jaxpr: core.Jaxpr) -> int:
 def _flattened(jaxpr: core.Jaxpr) -> Program:
     operations: list[Operation] = []
     sizes: list[int] = []
+    computed: dict[Any, tuple[int, ...]] = {}
 
     def number(aval: Any, size: int | None = None) -> int:
         sizes.append(_array_bytes(aval) if size is None else size)
@@ -158,7 +164,14 @@ def _flattened(jaxpr: core.Jaxpr) -> Program:
                 ):
                     known[var] = number(var.aval, 0) if value is None else value
                 continue
+            # A loop is not compared: two are hardly ever the same, and its text is long.
+            what = repr(eqn.params) if not inner else id(eqn)
+            same = (name, what, *(_operand(atom, known) for atom in eqn.invars))
+            if same in computed:
+                known.update(zip(eqn.outvars, computed[same], strict=True))
+                continue
             writes = tuple(number(var.aval) for var in eqn.outvars)
+            computed[same] = writes
             known.update(zip(eqn.outvars, writes, strict=True))
             taken = max((peak_bytes(body) for body in inner), default=0)
             operations.append(
@@ -170,6 +183,11 @@ def _flattened(jaxpr: core.Jaxpr) -> Program:
     given = list(known.values())
     results = {value for value in walk(jaxpr, known) if value is not None}
     return Program(operations, sizes, given, results)
+
+
+def _operand(atom: Any, known: dict[core.Var, int]) -> Any:
+    """What an operand is, so that two operations on the same ones are known to be the same."""
+    return repr(atom) if isinstance(atom, core.Literal) else known[atom]
 
 
 def _inner_jaxprs(eqn: Any) -> Iterator[core.Jaxpr]:
@@ -201,6 +219,47 @@ def _fused(program: Program) -> list[Operation]:
         else:
             written.append(op._replace(reads=tuple(through)))
     return written
+
+
+def training_bytes(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    sample: Callable[[Key], Batch],
+    *,
+    batch_size: int,
+    num_steps: int,
+    log_every: int,
+    trace: traces.Trace,
+) -> int:
+    """What `runner.run_training` takes at its peak, with the arguments it has there."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    size = jax.eval_shape(sample, key).inputs.shape[-1]
+    state = jax.eval_shape(
+        lambda key: train.fresh_state(objective.model, optimizer, key, size, batch_size), key
+    )
+    chunk = min(log_every, num_steps)
+    # The state is donated: its memory is that of the new one.
+    traced = train.train_chunk.trace(objective, optimizer, sample, state, key, chunk, trace)
+    needed = peak_bytes(traced.jaxpr.jaxpr)
+    if jax.default_backend() == "cpu":
+        # The host keeps every step's metrics, and has them twice when they are put together.
+        needed += 2 * num_steps * num_bytes(traced.out_info[1]) // chunk
+    return needed
+
+
+def lanes_bytes(fit: sweep.Fit, rows: Any, keys: Key, width: int) -> int:
+    """What a device takes at the peak of a sweep's program, `width` networks side by side.
+
+    Args:
+        fit: of one network, as in `rnn_jax.sweep.sweep`.
+        rows: shapes of hyperparameters, leaves `[N, ...]`.
+        keys: shape of the keys, `[N]`.
+        width: networks in a block.
+    """
+    block = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((width, *leaf.shape[1:]), leaf.dtype), (rows, keys)
+    )
+    return num_bytes(block) + peak_bytes(jax.make_jaxpr(jax.vmap(fit))(*block).jaxpr)
 
 
 def available_bytes() -> int | None:

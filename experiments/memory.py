@@ -37,7 +37,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import axes, lanes, memory_figures, sweeping
+from experiments import axes, footprint, lanes, memory_figures, sweeping
 from experiments.cures import CURES
 from experiments.method import Method, check_flossing, check_method, floss_iterations
 from experiments.options import UsageError, check, launch, option
@@ -149,19 +149,34 @@ def layout_of(config: MemoryConfig, groups: list[Group]) -> Layout:
     return Layout(width, width * mesh.size * blocks, mesh)
 
 
+def check_memory(groups: list[Group], layout: Layout) -> None:
+    """`UsageError` where a group takes more memory than there is; nothing is compiled."""
+    devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    for group in groups:
+        numbers = {name: jax.ShapeDtypeStruct((1,), np.float32) for name in group.numbers}
+        state = jax.eval_shape(jax.vmap(group.fit.init), numbers, keys)
+        needed = max(
+            footprint.lanes_bytes(fit, (numbers, state), keys, layout.width)
+            for fit in (group.fit.train, group.fit.flow)
+        )
+        flags = "--hidden_size, --length, --batch_size, --width, --test_every or --cpu_devices"
+        footprint.check_fits(devices * needed, flags)
+
+
 def run(config: MemoryConfig) -> list[Row]:
     """Trains what is not yet trained, and draws; the lines of all networks, in order."""
     check_config(config)
     groups = groups_of(config)
+    layout = layout_of(config, groups)
+    check_memory(groups, layout)
     workdir = Path(config.workdir)
     with contextlib.ExitStack() as folder:
         folder.enter_context(records.held(workdir))
         if config.overwrite:
             sweeping.start_afresh(workdir)
         records.open_run(workdir, settings_of("memory", config), config.overwrite)
-        rows = sweeping.run_groups(
-            groups, workdir, config.seed, layout_of(config, groups), lanes.learn
-        )
+        rows = sweeping.run_groups(groups, workdir, config.seed, layout, lanes.learn)
         chance = [_task(config, g.settings["length"], 1).chance_loss for g in groups]
         text = memory_figures.save(workdir, config.task, rows, groups, chance, config.test_every)
         records.write_atomically(workdir / "summary.txt", text)

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 import rnn_jax
-from experiments import free_running, sine_figures
+from experiments import footprint, free_running, sine_figures
 from experiments.options import check, launch, option
 from experiments.runner import (
     NO_MATTER,
@@ -150,9 +150,31 @@ def config_of(settings: dict[str, Any]) -> SineConfig:
     return config
 
 
+def check_memory(config: SineConfig) -> None:
+    """`UsageError` where training takes more memory than there is; nothing is compiled."""
+    parts = setup(dataclasses.replace(config, seed=0, num_seeds=1, workdir=""))
+    needed = footprint.training_bytes(
+        parts.objective,
+        parts.optimizer,
+        parts.sample,
+        batch_size=config.batch_size,
+        num_steps=config.num_steps,
+        log_every=config.log_every,
+        trace=trace_of(config),
+    )
+    flags = "--hidden_size, --free_run_steps, --batch_size, --log_every or --num_steps"
+    footprint.check_fits(needed, flags)
+
+
+def trace_of(config: SineConfig) -> traces.Trace:
+    """What is measured at every training step."""
+    return traces.trace_parameters if config.trace_parameters else traces.trace_states
+
+
 def run(config: SineConfig, write: bool = True) -> Result:
     """Trains and tests one network; with `write`, leaves the run's folder behind."""
     check(config)
+    check_memory(config)
     workdir = open_workdir("sine", config) if write else None
     parts = setup(dataclasses.replace(config, seed=0, num_seeds=1, workdir=""))
     init_key, data_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -168,7 +190,7 @@ def run(config: SineConfig, write: bool = True) -> Result:
         num_steps=config.num_steps,
         log_every=config.log_every,
         workdir=workdir,
-        trace=traces.trace_parameters if config.trace_parameters else traces.trace_states,
+        trace=trace_of(config),
         clip_norm=config.clip_norm,
     )
     carry = jax.tree.map(lambda s: s[:1], state.carry)
@@ -195,6 +217,8 @@ def run(config: SineConfig, write: bool = True) -> Result:
 
 def run_seeds(config: SineConfig) -> list[dict[str, float]]:
     """Repeats the run over seeds without figures; prints a table and writes seeds.json."""
+    check(config)
+    check_memory(config)
     workdir = open_workdir("sine", config)
     rows = []
     for seed in range(config.seed, config.seed + config.num_seeds):
