@@ -116,7 +116,7 @@ def read_object(path: str | Path) -> JSONObject:
 
 def read_lines(path: str | Path) -> list[JSONObject]:
     """A file of one JSON object a line; errors name the line too."""
-    rows = []
+    rows: list[JSONObject] = []
     with opened(path, MAX_LINES_BYTES) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             where = f"{path}, line {len(rows) + 1}"
