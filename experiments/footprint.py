@@ -1,7 +1,9 @@
 """Whether a training run will fit into memory, told before anything is compiled.
 
 An estimate is what `experiments.liveness` finds in the program that will run, and what the host
-keeps of it; within 30 % of what processes took at their peak (tests/footprint_test.py).
+keeps of it; within 30 % of what processes took at their peak (tests/footprint_test.py). Of cells
+without structure and of closed loops XLA may hold copies that are not seen here: of a small one it
+planned half as much again.
 """
 
 from collections.abc import Callable

@@ -59,7 +59,6 @@ SHAPES = [
     ("elman", 32, 16, 300),
     ("lstm", 32, 16, 100),
     pytest.param(("gru", 32, 16, 100), marks=pytest.mark.slow),
-    pytest.param(("own", 32, 16, 100), marks=pytest.mark.slow),
     pytest.param(("lstm", 256, 4, 20), marks=pytest.mark.slow),
     pytest.param(("elman", 4, 16, 100, 200), marks=pytest.mark.slow),
 ]
