@@ -30,7 +30,7 @@ class DiagnoseConfig:
 
 def diagnose_run(folder: str, moment: str) -> gradflow.Diagnosis | None:
     """The diagnosis at the start or end of training; None where the run kept no such parameters."""
-    if not (Path(folder) / records.ARRAYS / f"params_{moment}.npz").exists():
+    if not records.tree_exists(folder, f"params_{moment}"):
         return None
     network = network_of_run(folder, moment)
     return gradflow.diagnose(*network)
@@ -64,10 +64,14 @@ def main(config: DiagnoseConfig) -> None:
     start, end = found["start"], found["end"]
     if start and end:
         print(changes(start, end))
-    try:
-        norms = records.load_array(config.run, "gradient_norm")
-    except OSError:
+    if not (Path(config.run) / records.ARRAYS / "gradient_norm.npy").exists():
         return
+    norms = records.load_array(config.run, "gradient_norm")
+    if norms.ndim != 1 or norms.dtype.kind != "f":
+        raise ValueError(
+            f"--run={config.run}: gradient_norm is {norms.dtype} {norms.shape}, but one real "
+            "number an iteration is wanted"
+        )
     if np.isfinite(norms).any():
         print(gradflow.clipping_report(norms, settings.get("clip_norm") or None))
 

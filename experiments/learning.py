@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from experiments import axes, lanes, sweeping
+import jax
+import numpy as np
+
+from experiments import axes, footprint, lanes, sweeping
 from experiments.cures import CURES
 from experiments.method import Method, check_method
 from experiments.options import UsageError, check, option
@@ -71,17 +74,33 @@ def layout_of(config: Learning, groups: list[Group]) -> Layout:
     return Layout(width, width * mesh.size * blocks, mesh)
 
 
+def check_memory(groups: list[Group], layout: Layout) -> None:
+    """`UsageError` where a group takes more memory than there is; nothing is compiled."""
+    devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    for group in groups:
+        numbers = {name: jax.ShapeDtypeStruct((1,), np.float32) for name in group.numbers}
+        state = jax.eval_shape(jax.vmap(group.fit.init), numbers, keys)
+        needed = max(
+            footprint.lanes_bytes(fit, (numbers, state), keys, layout.width)
+            for fit in (group.fit.train, group.fit.flow)
+        )
+        flags = "--hidden_size, --length, --batch_size, --width, --test_every or --cpu_devices"
+        footprint.check_fits(devices * needed, flags)
+
+
 @contextlib.contextmanager
 def trained(
     experiment: str, config: Learning, groups: list[Group]
 ) -> Iterator[tuple[Path, list[Row]]]:
     """Trains what is not yet trained; yields the folder, held, and the lines of all networks."""
+    layout = layout_of(config, groups)
+    check_memory(groups, layout)
     workdir = Path(config.workdir)
     with records.held(workdir):
         if config.overwrite or not config.resume:
             sweeping.start_afresh(workdir)
         records.open_run(workdir, settings_of(experiment, config), config.overwrite)
-        layout = layout_of(config, groups)
         safety = Safety(config.checkpoint_every, config.resume)
         yield (
             workdir,

@@ -1,5 +1,6 @@
 """Networks to look at: fresh from an initializer, or out of the folder of a run."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -115,15 +116,16 @@ def network_of_run(folder: str, moment: str) -> Network:
         ValueError: the folder holds no such run.
     """
     config = sine_experiment.config_of(records.load_config(folder))
+    # A batch of it is made below, however large a file says that it is.
+    sine_experiment.check_memory(dataclasses.replace(config, num_steps=1))
     parts = sine_experiment.setup(config)
     like: Any = jax.eval_shape(lambda: parts.model.init(jax.random.key(0), 1))
-    try:
-        params = records.load_tree(folder, f"params_{moment}", like)
-    except OSError as error:
+    if not records.tree_exists(folder, f"params_{moment}"):
         raise ValueError(
-            f"--run={folder}: no parameters of the {moment} of training ({error.strerror}); "
-            "let the run come to its end first"
-        ) from error
+            f"--run={folder}: no parameters of the {moment} of training; let the run come to its "
+            "end first"
+        )
+    params = records.load_tree(folder, f"params_{moment}", like)
     batch = parts.sample(jax.random.fold_in(jax.random.key(config.seed), 1))
     state = parts.model.cell.initial_state(params.cell, batch.inputs.shape[1:-1])
 

@@ -21,6 +21,15 @@ from experiments.interruption import EXIT_CODE, Interrupted, command_to_go_on
 
 Config = TypeVar("Config")
 
+KINDS = {
+    bool: "give true or false",
+    int: "give a whole number",
+    float: "give a number",
+    str: "give a text",
+}
+LARGEST = 2**31 - 1
+"""No whole number of a setting is larger: no axis of an array, and no seed, may be."""
+
 
 class UsageError(ValueError):
     """A setting that cannot be; the message names the flag, what was given and what is wanted."""
@@ -53,16 +62,23 @@ def check(config: Any) -> None:
         value, limits = getattr(config, field.name), field.metadata
         wanted = _violation(value, field.default, limits)
         if wanted:
-            raise UsageError(f"--{field.name}={value}: {wanted}")
+            given = value if isinstance(value, str) and value.isprintable() else repr(value)
+            raise UsageError(f"--{field.name}={given}: {wanted}")
 
 
 def _violation(value: Any, default: Any, limits: Any) -> str | None:
     if limits["choices"] and value not in limits["choices"]:
         return f"take one of {', '.join(limits['choices'])}"
+    kind = type(default)
+    # A truth value is a number to Python; a whole number is one to everybody.
+    if not isinstance(value, int | float if kind is float else kind) or (
+        isinstance(value, bool) and kind is not bool
+    ):
+        return KINDS[kind]
     if isinstance(default, bool) or not isinstance(default, int | float):
         return None
-    if isinstance(default, int) and not isinstance(value, int):
-        return "give a whole number"
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"give a number of at most {LARGEST}"
     if not math.isfinite(value):
         return "give a finite number"
     if limits["minimum"] is not None and value < limits["minimum"]:

@@ -57,7 +57,7 @@ def trained(
                 num_steps=config.num_steps,
                 log_every=config.log_every,
                 workdir=workdir,
-                trace=traces.trace_parameters if config.trace_parameters else traces.trace_states,
+                trace=trace_of(config),
                 clip_norm=config.clip_norm,
                 safety=Safety(config.checkpoint_every, resume, {RESTORES: restores}),
                 losses_of=losses_of(parts.model),
@@ -72,6 +72,11 @@ def trained(
                 f"{error}\nrestored; from here on the learning rate is "
                 f"{config.learning_rate * config.restore_factor**restores:.3g}\n"
             )
+
+
+def trace_of(config: Any) -> traces.Trace:
+    """What is measured at every training step."""
+    return traces.trace_parameters if config.trace_parameters else traces.trace_states
 
 
 def losses_of(model: rnn_jax.Model) -> LossesOf:

@@ -20,7 +20,6 @@ Examples:
 import contextlib
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +28,14 @@ import numpy as np
 import optax
 
 import rnn_jax
-from experiments import free_running, sine_figures
+from experiments import footprint, free_running, sine_figures, sine_seeds
 from experiments.history import History
 from experiments.options import UsageError, check, launch, option
-from experiments.restoring import trained
-from experiments.runner import open_workdir, use_compilation_cache
+from experiments.restoring import trace_of, trained
+from experiments.runner import NO_MATTER, open_workdir, use_compilation_cache
 from experiments.tensorboard_events import events, load_format
 from rnn_jax import initializers, losses, objectives, optim, records, train
+from rnn_jax.reading import shown
 from rnn_jax.tasks import sine
 
 
@@ -157,16 +157,36 @@ def setup(config: SineConfig) -> Setup:
 
 def config_of(settings: dict[str, Any]) -> SineConfig:
     """The config of a run from its config.json; `ValueError` if it is none of this experiment's."""
-    names = {field.name for field in dataclasses.fields(SineConfig)}
+    # Where to write and how to compute is for whoever runs it to say, not for a file.
+    names = {field.name for field in dataclasses.fields(SineConfig)} - NO_MATTER
     known = {name: value for name, value in settings.items() if name in names}
-    if settings.get("experiment") != "sine" or set(settings) - names - {"experiment"}:
+    strange = sorted(set(settings) - names - {"experiment"})
+    if settings.get("experiment") != "sine" or strange:
         raise ValueError(
-            f"a run of the experiment {settings.get('experiment')!r} with settings "
-            f"{sorted(settings)} is not one of the sine experiment"
+            f"a run of the experiment {shown(settings.get('experiment'))} with the settings "
+            f"{', '.join(shown(name) for name in strange[:5]) or 'given'} is not one of sine"
         )
     config = SineConfig(**known)
     check(config)
     return config
+
+
+def check_memory(config: SineConfig) -> None:
+    """`UsageError` where training takes more memory than there is; nothing is compiled."""
+    parts = setup_at(config, config.learning_rate)
+    needed = footprint.training_bytes(
+        parts.objective,
+        parts.optimizer,
+        parts.sample,
+        batch_size=config.batch_size,
+        num_steps=config.num_steps,
+        log_every=config.log_every,
+        trace=trace_of(config),
+    )
+    flags = (
+        "--hidden_size, --num_points, --free_run_steps, --batch_size, --log_every or --num_steps"
+    )
+    footprint.check_fits(needed, flags)
 
 
 def run(config: SineConfig, write: bool = True) -> Result:
@@ -190,6 +210,7 @@ def check_config(config: SineConfig) -> None:
             "--on_nonfinite=restore goes back to a checkpoint; give --checkpoint_every, so that "
             "the run can be repeated"
         )
+    check_memory(config)
 
 
 def _run(config: SineConfig, workdir: Path | None) -> Result:
@@ -256,38 +277,20 @@ def told_to_tensorboard(config: SineConfig, workdir: Path | None) -> Any:
 
 def run_seeds(config: SineConfig) -> list[dict[str, float]]:
     """Repeats the run over seeds without figures; prints a table and writes seeds.json."""
+    check_config(config)
     if config.tensorboard:
         raise UsageError(
             f"--tensorboard tells of one run, but --num_seeds={config.num_seeds}; leave one out"
         )
     with records.held(config.workdir):
         workdir = open_workdir("sine", config)
-        rows: list[dict[str, float]] = []
-        for seed in range(config.seed, config.seed + config.num_seeds):
-            rows.append(_seed_row(run(dataclasses.replace(config, seed=seed), write=False), seed))
-            # What is found is on disk at once.
-            records.write_atomically(workdir / "seeds.json", json.dumps(rows, indent=1) + "\n")
-            if len(rows) == 1:
-                print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
-            print(_table_line(seed, list(rows[-1].values())[1:]), flush=True)
-    columns = list(zip(*(row.values() for row in rows), strict=True))[1:]
-    for word, pick in (("smallest", np.min), ("median", np.median), ("largest", np.max)):
-        print(_table_line(word, [float(pick(column)) for column in columns]))
-    return rows
-
-
-def _seed_row(result: Result, seed: int) -> dict[str, float]:
-    return {
-        "seed": seed,
-        "loss, last 100": float(result.history.loss[-100:].mean()),
-        "free run 49, carried state": result.carried.error,
-        "free run 200, 49 true points": float(result.warmed[: free_running.SHORT_RUN].mean()),
-        "free run 1,000, 49 true points": float(result.warmed.mean()),
-    }
-
-
-def _table_line(name: Any, cells: list[float]) -> str:
-    return f"| {name} | " + " | ".join(f"{cell:.1e}" for cell in cells) + " |"
+        return sine_seeds.table(
+            workdir,
+            range(config.seed, config.seed + config.num_seeds),
+            lambda seed: sine_seeds.row_of(
+                seed, *run(dataclasses.replace(config, seed=seed), write=False)[1:4]
+            ),
+        )
 
 
 def main(config: SineConfig) -> None:

@@ -8,7 +8,6 @@ networks.jsonl                one line a network, when all are done
 arrays/NAME_GROUP.npy         profiles and curves, `[networks of the group, ...]`
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,8 @@ from experiments import interruption
 from experiments.progress import progress
 from experiments.resuming import CHECKPOINTS, Safety
 from rnn_jax import records, sharding, sweep
+from rnn_jax.npy import read_npz
+from rnn_jax.reading import read_lines, shown
 from rnn_jax.types import Key
 
 PARTS = "parts"
@@ -138,7 +139,13 @@ def run_groups(
     if not done.all():
         _run_missing(groups, workdir, seed, layout, batches, safety, done.astype(bool))
     sharding.only_writer(lambda: _gather_parts(workdir, groups, total))
-    return load_rows(workdir) if sharding.is_writer() else []
+    rows = load_rows(workdir) if sharding.is_writer() else []
+    if rows and len(rows) != total:
+        raise ValueError(
+            f"{workdir / NETWORKS} has {len(rows)} lines, but the sweep {total} networks; start "
+            "afresh with --overwrite"
+        )
+    return rows
 
 
 def _run_missing(
@@ -221,13 +228,13 @@ def finished(workdir: Path, total: int) -> np.ndarray:
     done = np.zeros(total, np.int64)
     if (workdir / NETWORKS).exists():
         return done + 1
-    (workdir / PARTS).mkdir(exist_ok=True)
+    records.inside(workdir, PARTS).mkdir(exist_ok=True)
     for path in _part_names(workdir):
         try:
-            indices = [row["network"] for row in _read_lines(path)]
-            with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-                whole = all(len(arrays[name]) == len(indices) for name in arrays.files)
-        except (OSError, ValueError, KeyError, EOFError):
+            indices = [_network(row, total) for row in read_lines(path)]
+            arrays = read_npz(path.with_suffix(".npz"))
+            whole = all(np.shape(array)[:1] == (len(indices),) for array in arrays.values())
+        except ValueError:
             whole = False
         if whole:
             done[indices] = 1
@@ -242,8 +249,12 @@ def _part_names(workdir: Path) -> list[Path]:
     return sorted((workdir / PARTS).glob("*.jsonl"))
 
 
-def _read_lines(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _network(row: Row, total: int) -> int:
+    """Which network a line tells of."""
+    index = row.get("network")
+    if type(index) is not int or not 0 <= index < total:
+        raise ValueError(f"network is {shown(index)}; a whole number below {total} is wanted")
+    return index
 
 
 def _gather_parts(workdir: Path, groups: list[Group], total: int) -> np.ndarray:
@@ -254,26 +265,44 @@ def _gather_parts(workdir: Path, groups: list[Group], total: int) -> np.ndarray:
         rows: list[Row] = []
         for number in range(len(groups)):
             names = [path for path in _part_names(workdir) if path.name.startswith(f"{number:04d}")]
-            lines = [_read_lines(path) for path in names]
+            lines = [read_lines(path) for path in names]
             order = np.argsort([row["network"] for part in lines for row in part], kind="stable")
-            loaded = [dict(np.load(path.with_suffix(".npz"), allow_pickle=False)) for path in names]
+            loaded = [read_npz(path.with_suffix(".npz")) for path in names]
             for key in loaded[0]:
                 stacked = np.concatenate([arrays[key] for arrays in loaded])
                 records.save_array(workdir, f"{key}_{number:04d}", stacked[order])
             rows += [row for part in lines for row in part]
         rows.sort(key=lambda row: row["network"])
-        assert [row["network"] for row in rows] == list(range(total))
+        if [row["network"] for row in rows] != list(range(total)):
+            raise ValueError("some networks are there twice")
         records.write_atomically(workdir / NETWORKS, records.json_lines(rows))
         shutil.rmtree(workdir / PARTS)
         shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
     except OSError as error:
         raise ValueError(records.cannot_write(workdir, error)) from error
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            f"{workdir / PARTS} is not of this sweep: {error}; start afresh with --overwrite"
+        ) from error
     return np.zeros(0, np.int64)
 
 
 def load_rows(workdir: str | Path) -> list[Row]:
-    """The lines of a finished sweep."""
-    return _read_lines(Path(workdir) / NETWORKS)
+    """The lines of a finished sweep, in order.
+
+    Raises:
+        ValueError: there are none, or a line, which is named, is not that of its network.
+    """
+    path = Path(workdir) / NETWORKS
+    rows = read_lines(path)
+    for index, row in enumerate(rows):
+        where, found = f"{path}, line {index + 1}", row.get("network")
+        if type(found) is not int or found != index:
+            raise ValueError(f"{where}: network is {shown(found)}, but {index} is wanted")
+        for name, value in row.items():
+            if isinstance(value, list | dict):
+                raise ValueError(f"{where}: {shown(name)} is {shown(value)}; one value is wanted")
+    return rows
 
 
 def start_afresh(workdir: Path) -> None:

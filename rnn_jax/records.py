@@ -19,6 +19,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from rnn_jax.npy import read_npy, read_npz
+from rnn_jax.reading import plain_name, read_lines, read_object, shown
+
 Tree = TypeVar("Tree")
 
 CONFIG = "config.json"
@@ -41,9 +44,9 @@ def open_run(workdir: str | Path, config: Mapping[str, Any], overwrite: bool = F
     """
     path = Path(workdir)
     try:
-        (path / ARRAYS).mkdir(parents=True, exist_ok=True)
+        inside(path, ARRAYS).mkdir(parents=True, exist_ok=True)
         probe = path / f".writable-{os.getpid()}"
-        probe.write_text("")
+        write_atomically(probe, "")
         probe.unlink()
     except OSError as error:
         raise ValueError(cannot_write(workdir, error)) from error
@@ -54,7 +57,7 @@ def open_run(workdir: str | Path, config: Mapping[str, Any], overwrite: bool = F
                 f"--workdir={workdir} holds a run of other settings: {'; '.join(differing)}. "
                 "Name another folder, or give --overwrite to replace that run"
             )
-    write_atomically(path / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_atomically(path / CONFIG, json.dumps(config, indent=2, allow_nan=False) + "\n")
     return path
 
 
@@ -68,7 +71,7 @@ def held(workdir: str | Path) -> Iterator[None]:
     path = Path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = (path / LOCK).open("a")
+        file = open(path / LOCK, "a", opener=_no_link)  # noqa: SIM115
     except OSError as error:
         raise ValueError(cannot_write(workdir, error)) from error
     with file:
@@ -92,19 +95,34 @@ def cannot_write(workdir: str | Path, error: OSError) -> str:
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One text for each setting in which two configs differ: `name was OLD, now NEW`."""
-    missing = "not set"
+    missing = object()
     return [
-        f"{name} was {old.get(name, missing)}, now {new.get(name, missing)}"
+        f"{_name(name)} was {_setting(old, name)}, now {_setting(new, name)}"
         for name in sorted({*old, *new})
         if old.get(name, missing) != new.get(name, missing)
     ]
+
+
+def _name(name: str) -> str:
+    return name if name.isidentifier() else shown(name)
+
+
+def _setting(config: Mapping[str, Any], name: str) -> str:
+    return shown(config[name]) if name in config else "not set"
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Opens the file itself, never one elsewhere that a link of its name leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes under another name, syncs and renames: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     data = content.encode() if isinstance(content, str) else content
-    with temporary.open("wb") as file:
+    # Whatever has this name, a link included, is not written through.
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -113,14 +131,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def load_config(workdir: str | Path) -> dict[str, Any]:
     """The config of a run; `ValueError` where there is none or it is no JSON object."""
-    path = Path(workdir) / CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not the config of a run: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, not an object of settings")
-    return config
+    if not os.path.lexists(Path(workdir) / CONFIG):
+        raise ValueError(f"{workdir} is not the folder of a run: there is no {CONFIG} in it")
+    return read_object(Path(workdir) / CONFIG)
 
 
 def clear_metrics(workdir: Path) -> None:
@@ -130,7 +143,7 @@ def clear_metrics(workdir: Path) -> None:
 
 def append_metrics(workdir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds lines to metrics.jsonl; see `json_lines`."""
-    with (workdir / METRICS).open("a") as file:
+    with open(workdir / METRICS, "a", opener=_no_link) as file:
         file.write(json_lines(rows))
 
 
@@ -147,26 +160,28 @@ def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The logged lines of a run, in order."""
-    return [json.loads(line) for line in (Path(workdir) / METRICS).read_text().splitlines()]
+    """The logged lines of a run, in order; `ValueError` names a line that is no JSON object."""
+    return read_lines(Path(workdir) / METRICS)
 
 
 def save_array(workdir: Path, name: str, array: Any) -> None:
     """Writes arrays/NAME.npy."""
+    path = _array_path(workdir, name, ".npy")
     content = io.BytesIO()
     np.save(content, np.asarray(array), allow_pickle=False)
-    write_atomically(workdir / ARRAYS / f"{name}.npy", content.getvalue())
+    write_atomically(path, content.getvalue())
 
 
 def load_array(workdir: str | Path, name: str) -> np.ndarray:
-    """Reads arrays/NAME.npy."""
-    return np.load(Path(workdir) / ARRAYS / f"{name}.npy", allow_pickle=False)
+    """Reads arrays/NAME.npy; `ValueError` where it is no whole array of numbers."""
+    return read_npy(_array_path(workdir, name, ".npy"))
 
 
 def save_tree(workdir: Path, name: str, tree: Any) -> None:
     """Writes a pytree's leaves to arrays/NAME.npz, each under its path in the tree."""
+    path = _array_path(workdir, name, ".npz")
     leaves = {key: np.asarray(leaf) for key, leaf in _named_leaves(tree)}
-    write_arrays(workdir / ARRAYS / f"{name}.npz", leaves)
+    write_arrays(path, leaves)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -180,17 +195,35 @@ def load_tree(workdir: str | Path, name: str, like: Tree) -> Tree:
     """Reads arrays/NAME.npz into a pytree of the structure of `like`.
 
     Raises:
-        ValueError: a leaf is missing or of another shape; the message names the first such leaf.
+        ValueError: there is no such file or it is no archive of numbers; a leaf is missing, of
+            another shape or no number of the kind of that of `like`; the message names the first
+            such leaf.
     """
-    path = Path(workdir) / ARRAYS / f"{name}.npz"
-    with np.load(path, allow_pickle=False) as stored:
-        leaves = []
-        for key, leaf in _named_leaves(like):
-            found = stored[key].shape if key in stored else "missing"
-            if found != tuple(leaf.shape):
-                raise ValueError(f"{path}: {key} is {found}, but {tuple(leaf.shape)} is wanted")
-            leaves.append(stored[key])
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    path = _array_path(workdir, name, ".npz")
+    wanted = dict(_named_leaves(like))
+    found = read_npz(path, {key: tuple(leaf.shape) for key, leaf in wanted.items()})
+    for key, leaf in wanted.items():
+        if found[key].dtype.kind != np.dtype(leaf.dtype).kind:
+            raise ValueError(f"{path}: {key} is {found[key].dtype}, but {leaf.dtype} is wanted")
+    return jax.tree.unflatten(jax.tree.structure(like), list(found.values()))
+
+
+def tree_exists(workdir: str | Path, name: str) -> bool:
+    """Whether arrays/NAME.npz is there, whatever it holds."""
+    return os.path.lexists(_array_path(workdir, name, ".npz"))
+
+
+def _array_path(workdir: str | Path, name: str, suffix: str) -> Path:
+    """A file of the folder's arrays; `ValueError` for a name that leads elsewhere."""
+    return inside(workdir, ARRAYS) / f"{plain_name(name)}{suffix}"
+
+
+def inside(workdir: str | Path, name: str) -> Path:
+    """A folder of a run's folder; `ValueError` where it is a link, which may lead anywhere."""
+    path = Path(workdir) / name
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link to another folder; put a folder in its place")
+    return path
 
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -172,7 +172,7 @@ def test_gradient_flow_looks_at_a_run(tutorial_run, tmp_path):
 
 def test_a_run_that_is_not_there(tmp_path):
     config = dataclasses.replace(SMALL, run=str(tmp_path), workdir=str(tmp_path / "flow"))
-    with pytest.raises(ValueError, match="not the config of a run"):
+    with pytest.raises(ValueError, match="not the folder of a run"):
         gradient_flow.run(config)
 
 

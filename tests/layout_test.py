@@ -31,8 +31,11 @@ ALLOWED = {
     "train": FOUNDATION | {"objectives", "optim", "regularizers", "traces"},
     "sweep": {"sharding", "types"},
     "plots": set(),
-    "records": set(),
-    "checkpoint": {"records"},
+    "reading": set(),
+    "npy": {"reading"},
+    "records": {"npy", "reading"},
+    "tables": {"reading"},
+    "checkpoint": {"reading", "records"},
     "sharding": set(),
 }
 """What each module or package of rnn_jax may import of rnn_jax, itself apart."""

@@ -74,5 +74,5 @@ def test_a_config_that_is_no_object(tmp_path):
     with pytest.raises(ValueError, match="list"):
         records.load_config(tmp_path)
     (tmp_path / records.CONFIG).write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="not the config of a run"):
+    with pytest.raises(ValueError, match=r"config\.json is not UTF-8"):
         records.load_config(tmp_path)
