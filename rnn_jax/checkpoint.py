@@ -5,11 +5,14 @@ FOLDER/000000001200.json    step, score, notes, shapes of the leaves, and of eve
                             SHA-256; written last, so that a checkpoint without one does not count
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +23,10 @@ from rnn_jax import records
 
 MANIFEST_BYTES = 2**26
 """No manifest of ours is larger; a larger file is none."""
+
+
+OVERHEAD_BYTES = 2**18
+"""What a checkpoint takes on a disk beyond its arrays, at most."""
 
 
 class Checkpoint(NamedTuple):
@@ -72,10 +79,19 @@ def save(
 
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f"{step:012d}"
+    # A disk that fills up while Orbax writes leaves threads of it behind that print tracebacks.
+    needed = OVERHEAD_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
     _manifest_path(place).unlink(missing_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(place.absolute(), tree, force=True)
-        checkpointer.wait_until_finished()
+    try:
+        with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(place.absolute(), args=ocp.args.StandardSave(tree), force=True)
+    except Exception as error:  # the same full disk is told in many ways
+        cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
+        number = cause.errno if isinstance(cause, OSError) else None
+        reason = os.strerror(number) if number else str(error).splitlines()[0]
+        raise OSError(number or errno.EIO, reason, str(place)) from error
     files = [path for path in sorted(place.rglob("*")) if path.is_file()]
     manifest = _Manifest(
         step=step,
@@ -118,7 +134,7 @@ def load(folder: Path, like: Any = None) -> Checkpoint | None:
             _check_leaves(path, manifest, like)
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _quiet(), ocp.StandardCheckpointer() as checkpointer:
                 tree = checkpointer.restore(path.with_suffix("").absolute(), target)
         except Exception as error:  # Orbax says what is wrong with a file in many ways
             broken.append(f"{path.with_suffix('')}: {str(error).splitlines()[0]}")
@@ -146,6 +162,18 @@ def newest_notes(folder: Path) -> dict[str, Any]:
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints that have a manifest, oldest first."""
     return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs whole tracebacks of what it raises as well."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _manifest_path(place: Path) -> Path:
