@@ -80,7 +80,7 @@ def train(model: Classifier, params: Params, num_steps: int = 700) -> tuple[Para
         batch = task.sample(key)
 
         def loss_fn(params: Params) -> Array:
-            logits = model.apply({"params": params}, batch.inputs)
+            logits: Any = model.apply({"params": params}, batch.inputs)
             return jnp.mean(losses_of(logits, batch.targets))
 
         loss, grads = jax.value_and_grad(loss_fn)(params)
@@ -96,7 +96,7 @@ def train(model: Classifier, params: Params, num_steps: int = 700) -> tuple[Para
 
 def accuracy(model: Classifier, params: Params) -> float:
     """Share of right answers on sequences never seen."""
-    logits = model.apply({"params": params}, test.inputs)
+    logits: Any = model.apply({"params": params}, test.inputs)
     return float(jnp.mean(jnp.argmax(logits, axis=-1) == test.targets))
 
 

@@ -42,7 +42,7 @@ T, B, H = 100, 16, 64  # time steps, sequences, hidden units
 
 
 def curves(
-    lines: Mapping[str, np.ndarray], title: str, ylabel: str, xlabel: str = "time step t"
+    lines: Mapping[str, Array], title: str, ylabel: str, xlabel: str = "time step t"
 ) -> tuple:
     """A figure of lines over the time step, and its axes."""
     figure = new_figure()
