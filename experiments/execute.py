@@ -51,7 +51,11 @@ def execute(name: str, timeout: int) -> str:
     notebook = jupytext.read(FOLDER / f"{name}.py")
     # Run where `python -m experiments...` is run, so that the package found is this one.
     where = {"metadata": {"path": str(FOLDER.parents[1])}}
-    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=where)
+    # A kernel warns of its sockets, which are on this machine alone.
+    quiet = ["--log-level=40"]
+    client = NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3", resources=where, extra_arguments=quiet
+    )
     return jupytext.writes(client.execute(), fmt="ipynb")
 
 

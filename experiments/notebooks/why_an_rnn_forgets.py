@@ -97,8 +97,8 @@ axes.set_yscale("log")
 figure
 
 # %% [markdown]
-# A straight line on a logarithmic axis: each step multiplies what is left by the same factor. The
-# line ends where float32 has no more digits: from there on both runs are the same numbers.
+# A straight line on a logarithmic axis: each step multiplies what is left by the same factor. It
+# ends where float32 has no more digits: from there on the two runs differ by rounding alone.
 #
 # ## 2. The gradient goes the same way back
 #
