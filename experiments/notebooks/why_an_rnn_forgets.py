@@ -42,7 +42,7 @@ T, B, H = 100, 16, 64  # time steps, sequences, hidden units
 
 
 def curves(
-    lines: Mapping[str, np.ndarray], title: str, ylabel: str, xlabel: str = "time step t"
+    lines: Mapping[str, Array], title: str, ylabel: str, xlabel: str = "time step t"
 ) -> tuple:
     """A figure of lines over the time step, and its axes."""
     figure = new_figure()
@@ -97,8 +97,8 @@ axes.set_yscale("log")
 figure
 
 # %% [markdown]
-# A straight line on a logarithmic axis: each step multiplies what is left by the same factor. The
-# line ends where float32 has no more digits: from there on both runs are the same numbers.
+# A straight line on a logarithmic axis: each step multiplies what is left by the same factor. It
+# ends where float32 has no more digits: from there on the two runs differ by rounding alone.
 #
 # ## 2. The gradient goes the same way back
 #
