@@ -3,7 +3,6 @@
 import contextlib
 import shlex
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -34,7 +33,11 @@ def noticed() -> Iterator[Callable[[], bool]]:
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    before = {each: signal.signal(each, note) for each in (signal.SIGTERM, signal.SIGINT)}
+    # None is a handler that was not set from Python, such as the one of a distributed JAX.
+    before = {
+        each: signal.signal(each, note) or signal.SIG_DFL
+        for each in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield lambda: bool(came)
     finally:
@@ -42,13 +45,17 @@ def noticed() -> Iterator[Callable[[], bool]]:
             signal.signal(each, handler)
 
 
-def command_to_go_on(arguments: Sequence[str]) -> str:
-    """The line that takes up a run started with these arguments, without what starts it afresh."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["python", "-m", module.name] if module else ["python", arguments[0]]
-    again = [word for word in arguments[1:] if not _starts_afresh(word)]
+def command_to_go_on(arguments: Sequence[str], settings: Sequence[str]) -> str:
+    """The line that takes up a run, without what would start it afresh.
+
+    Args:
+        arguments: the whole command that started it, as in `sys.orig_argv`.
+        settings: names of its settings.
+    """
+    again = [word for word in arguments if not _starts_afresh(word)]
     # Last, since a flags file may say otherwise.
-    return shlex.join([*program, *again, "--nooverwrite"])
+    words = {"overwrite": "--nooverwrite", "resume": "--resume"}
+    return shlex.join([*again, *(word for name, word in words.items() if name in settings)])
 
 
 def _starts_afresh(word: str) -> bool:

@@ -157,6 +157,8 @@ def _keep(work: Work, now: Standing) -> None:
         "indices": work.indices,
     }
     try:
+        # The run's own folder is not made again where somebody took it away.
+        work.folder.parent.mkdir(exist_ok=True)
         checkpoint.save(work.folder, now.iteration, tree)
     except OSError as error:
         raise ValueError(records.cannot_write(work.folder, error)) from error

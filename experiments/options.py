@@ -155,7 +155,9 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
         except UsageError as error:
             _exit(str(error), 2)
         except Interrupted as stopped:
-            sys.stderr.write(f"{stopped}; to go on:\n  {command_to_go_on(sys.argv)}\n")
+            names = [field.name for field in dataclasses.fields(config_class)]
+            line = command_to_go_on(sys.orig_argv, names)
+            sys.stderr.write(f"{stopped}; to go on:\n  {line}\n")
             sys.exit(EXIT_CODE)
         except (ValueError, FloatingPointError) as error:
             _exit(str(error), 1)

@@ -10,7 +10,7 @@ import jax
 import rnn_jax
 from experiments.history import History
 from experiments.nonfinite import LossesOf, NonFinite
-from experiments.resuming import Safety, notes_of
+from experiments.resuming import Safety, go_back, notes_of
 from experiments.runner import run_training
 from rnn_jax import losses, traces, train
 from rnn_jax.types import Array, Batch, Key, State
@@ -68,6 +68,8 @@ def trained(
             if config.on_nonfinite != "restore" or restores >= config.max_restores:
                 raise
             restores, resume = restores + 1, True
+            if workdir is not None:
+                go_back(workdir, error.step)
             sys.stderr.write(
                 f"{error}\nrestored; from here on the learning rate is "
                 f"{config.learning_rate * config.restore_factor**restores:.3g}\n"

@@ -7,8 +7,9 @@ checkpoints/history/A-B.npz     what iterations A+1..B told, written once
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ CHECKPOINTS = "checkpoints"
 HISTORY = "history"
 SECONDS_BETWEEN = 60.0
 """Between two checkpoints where they go by the clock."""
+EARLY = "early"
+"""The note of a checkpoint that a signal asked for; an undisturbed run would not have it."""
 
 
 class Safety(NamedTuple):
@@ -44,14 +47,14 @@ class Standing(NamedTuple):
         state: of training.
         done: iterations.
         metrics: what they told, in parts.
-        pieces: the files that hold the parts.
+        pieces: name -> digest of the files that hold the parts.
         seconds: that they took.
     """
 
     state: train.TrainState
     done: int = 0
     metrics: tuple[train.Metrics, ...] = ()
-    pieces: tuple[Path, ...] = ()
+    pieces: Mapping[str, Any] = MappingProxyType({})
     seconds: float = 0.0
 
 
@@ -80,27 +83,42 @@ def take_up(
         forget(workdir)
         records.clear_metrics(workdir)
         return Standing(state)
-    pieces = []
-    for path in sorted((folder / HISTORY).glob("*.npz")):
-        if int(path.stem.partition("-")[2]) <= found.step:
-            pieces.append(path)
-        else:
+    for path in (folder / HISTORY).glob("*.npz"):
+        if f"{HISTORY}/{path.name}" not in found.beside:
             path.unlink()
     structure = jax.tree.structure(like())
     parts = []
-    for path in pieces:
+    for path in (folder / name for name in sorted(found.beside)):
         with np.load(path, allow_pickle=False) as stored:
             leaves = [stored[f"leaf_{index}"] for index in range(len(stored.files))]
         parts.append(jax.tree.unflatten(structure, leaves))
     seconds = _rewrite_metrics(workdir, parts, found.step, log_every)
     return Standing(
-        jax.device_put(found.tree), found.step, tuple(parts), tuple(pieces), seconds or 0.0
+        jax.device_put(found.tree), found.step, tuple(parts), found.beside, seconds or 0.0
     )
 
 
 def notes_of(workdir: Path) -> dict[str, Any]:
     """The notes of the newest checkpoint; empty where there is none."""
-    return checkpoint.newest_notes(workdir / CHECKPOINTS)
+    found = checkpoint.notes(workdir / CHECKPOINTS)
+    return found[max(found)] if found else {}
+
+
+def go_back(workdir: Path, failed: int) -> None:
+    """Drops the checkpoints that are no place to go back to for a run whose iteration failed.
+
+    Args:
+        workdir: the run's folder.
+        failed: the iteration. Its loss and gradient follow from the state before it alone,
+            whatever the learning rate: a checkpoint of that state leads to the same failure.
+
+    An early checkpoint is dropped too, so that a run which was stopped in between goes back to
+    where it would have without.
+    """
+    folder = workdir / CHECKPOINTS
+    for step, notes in checkpoint.notes(folder).items():
+        if step >= failed - 1 or notes.get(EARLY):
+            checkpoint.drop(folder, step)
 
 
 def keep(
@@ -110,23 +128,41 @@ def keep(
     done: int,
     new: train.Metrics | None,
     safety: Safety,
+    early: bool = False,
 ) -> Standing:
     """Writes what is new since the last checkpoint, and then a checkpoint.
+
+    Args:
+        workdir: the run's folder.
+        standing: at the last checkpoint.
+        state: of training, now.
+        done: iterations.
+        new: what those since the last checkpoint told; None where there are none.
+        safety: what to write with it.
+        early: whether it is one that only a signal asked for. It lasts until the next.
 
     Raises:
         ValueError: the folder cannot be written; the checkpoint before is whole.
     """
     folder = workdir / CHECKPOINTS
-    pieces, metrics = standing.pieces, standing.metrics
+    pieces, metrics = dict(standing.pieces), standing.metrics
     try:
+        # Not the run's folder itself: one that somebody took away is not to come back half empty.
+        folder.mkdir(exist_ok=True)
         if new is not None:
-            (folder / HISTORY).mkdir(parents=True, exist_ok=True)
-            path = folder / HISTORY / f"{standing.done:012d}-{done:012d}.npz"
+            (folder / HISTORY).mkdir(exist_ok=True)
+            name = f"{HISTORY}/{standing.done:012d}-{done:012d}.npz"
             leaves = jax.tree.leaves(new)
-            records.write_arrays(path, {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)})
-            pieces, metrics = (*pieces, path), (*metrics, new)
+            records.write_arrays(
+                folder / name, {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
+            )
+            pieces[name], metrics = checkpoint.digest(folder / name), (*metrics, new)
         score = float(new.loss[-1]) if new is not None else None
-        checkpoint.save(folder, done, state, score=score, notes=safety.notes, beside=pieces)
+        notes = {**(safety.notes or {}), EARLY: early}
+        passing = [step for step, said in checkpoint.notes(folder).items() if said.get(EARLY)]
+        checkpoint.save(folder, done, state, score=score, notes=notes, beside=pieces)
+        for step in set(passing) - {done}:
+            checkpoint.drop(folder, step)
     except OSError as error:
         raise ValueError(records.cannot_write(workdir, error)) from error
     return Standing(state, done, metrics, pieces, standing.seconds)

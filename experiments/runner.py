@@ -141,11 +141,12 @@ def run_training(
                 report(waiting[1], fetch(*waiting))
             waiting = (metrics, done)
             stop = asked_to_stop() and done < num_steps
-            if safety and workdir and (stop or is_due(safety, done, kept.done, last_kept)):
+            due = safety is not None and is_due(safety, done, kept.done, last_kept)
+            if safety and workdir and (stop or due):
                 report(done, fetch(*waiting))
                 waiting = None
                 new = jax.tree.map(lambda *leaves: np.concatenate(leaves), *fresh)
-                kept = resuming.keep(workdir, kept, state, done, new, safety)
+                kept = resuming.keep(workdir, kept, state, done, new, safety, early=not due)
                 before = (done, jax.device_get(state))
                 fresh, last_kept = [], time.monotonic()
             if stop:

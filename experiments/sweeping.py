@@ -181,7 +181,8 @@ def _run_missing(
                 if writer:
                     _write_part(workdir, group, number, first, part)
                 count += len(part.indices)
-                if asked_to_stop() and count < len(done):
+                # A signal may reach one process before another, or one alone; all stop together.
+                if count < len(done) and sharding.any_process(asked_to_stop()):
                     raise interruption.Interrupted(f"stopped after {count} of {len(done)} networks")
                 rate = (count - before) / (time.monotonic() - start)
                 report(count, f"{rate:.3g} a second, {where}")

@@ -2,7 +2,8 @@
 
 FOLDER/000000001200/        what Orbax wrote
 FOLDER/000000001200.json    step, score, notes, shapes of the leaves, and of every file its size and
-                            SHA-256; written last, so that a checkpoint without one does not count
+                            SHA-256, and its own; written last, so that a checkpoint without one
+                            does not count
 """
 
 import contextlib
@@ -11,8 +12,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +38,13 @@ class Checkpoint(NamedTuple):
         step: where the run stood.
         tree: its state, leaves NumPy arrays.
         notes: what else was kept, JSON values.
+        beside: name -> digest of the files that belong to it without being in it.
     """
 
     step: int
     tree: Any
     notes: dict[str, Any]
+    beside: dict[str, Any]
 
 
 class _Manifest(NamedTuple):
@@ -58,7 +62,7 @@ def save(
     *,
     score: float | None = None,
     notes: Mapping[str, Any] | None = None,
-    beside: Iterable[Path] = (),
+    beside: Mapping[str, Any] | None = None,
     keep: int = 3,
 ) -> None:
     """Writes a checkpoint, then drops the ones that are no longer kept.
@@ -69,15 +73,19 @@ def save(
         tree: arrays.
         score: the smaller the better; of all checkpoints the best is kept, however old.
         notes: JSON values to find again.
-        beside: files in `folder` that belong to it, written before. None is ever dropped.
+        beside: name -> `digest` of files in `folder` that belong to it, written before. None of
+            them is read again here, nor ever dropped.
         keep: how many of the newest stay.
 
     Raises:
-        OSError: the folder cannot be written; older checkpoints are whole.
+        OSError: the folder cannot be written, or that in which it lies is gone; older checkpoints
+            are whole.
+
+    Checkpoints of later steps are dropped: a run that comes by here has gone back behind them.
     """
     import orbax.checkpoint as ocp  # half a second, which a short run need not wait
 
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     place = folder / f"{step:012d}"
     # A disk that fills up while Orbax writes leaves threads of it behind that print tracebacks.
     needed = OVERHEAD_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
@@ -87,21 +95,28 @@ def save(
     try:
         with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(place.absolute(), args=ocp.args.StandardSave(tree), force=True)
-    except Exception as error:  # the same full disk is told in many ways
-        cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
-        number = cause.errno if isinstance(cause, OSError) else None
-        reason = os.strerror(number) if number else str(error).splitlines()[0]
-        raise OSError(number or errno.EIO, reason, str(place)) from error
+    except Exception as error:  # a full disk is a ValueError of Orbax', in many words
+        for unfinished in folder.glob(f"{place.name}*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise _os_error(error, place) from error
     files = [path for path in sorted(place.rglob("*")) if path.is_file()]
     manifest = _Manifest(
         step=step,
         score=score if score is not None and np.isfinite(score) else None,
         notes=dict(notes or {}),
         leaves=_shapes(tree),
-        files={str(path.relative_to(folder)): _digest(path) for path in [*files, *beside]},
+        files={str(path.relative_to(folder)): digest(path) for path in files} | dict(beside or {}),
     )
-    records.write_atomically(_manifest_path(place), json.dumps(manifest._asdict(), indent=1))
-    _drop_old(folder, keep)
+    fields = manifest._asdict() | {"sha256": _own_digest(manifest)}
+    records.write_atomically(_manifest_path(place), json.dumps(fields, indent=1))
+    _drop_old(folder, step, keep)
+
+
+def drop(folder: Path, step: int) -> None:
+    """Removes the checkpoint of a step, if there is one."""
+    place = folder / f"{step:012d}"
+    _manifest_path(place).unlink(missing_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def load(folder: Path, like: Any = None) -> Checkpoint | None:
@@ -140,7 +155,9 @@ def load(folder: Path, like: Any = None) -> Checkpoint | None:
             broken.append(f"{path.with_suffix('')}: {str(error).splitlines()[0]}")
             logging.warning("%s; the checkpoint before it is used", broken[-1])
             continue
-        return Checkpoint(manifest.step, tree, manifest.notes)
+        inside = f"{manifest.step:012d}/"
+        beside = {name: d for name, d in manifest.files.items() if not name.startswith(inside)}
+        return Checkpoint(manifest.step, tree, manifest.notes, beside)
     if broken:
         raise ValueError(
             f"no checkpoint in {folder} is whole: {'; '.join(broken)}. Give --overwrite to start "
@@ -149,14 +166,16 @@ def load(folder: Path, like: Any = None) -> Checkpoint | None:
     return None
 
 
-def newest_notes(folder: Path) -> dict[str, Any]:
-    """The notes of the newest checkpoint whose manifest can be read; empty where there is none."""
-    for path in sorted(folder.glob("*.json"), reverse=True):
+def notes(folder: Path) -> dict[int, dict[str, Any]]:
+    """step -> notes of the checkpoints whose manifest can be read, oldest first."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
         try:
-            return _read_manifest(path).notes
+            manifest = _read_manifest(path)
         except ValueError:
             continue
-    return {}
+        found[manifest.step] = manifest.notes
+    return found
 
 
 def steps(folder: Path) -> list[int]:
@@ -180,9 +199,14 @@ def _manifest_path(place: Path) -> Path:
     return place.with_suffix(".json")
 
 
-def _digest(path: Path) -> list[Any]:
+def digest(path: Path) -> list[Any]:
+    """Size and SHA-256 of a file, as a manifest holds them."""
     with path.open("rb") as file:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _own_digest(manifest: _Manifest) -> str:
+    return hashlib.sha256(json.dumps(manifest._asdict(), sort_keys=True).encode()).hexdigest()
 
 
 def _shapes(tree: Any) -> dict[str, Any]:
@@ -198,13 +222,16 @@ def _read_manifest(path: Path) -> _Manifest:
         if path.stat().st_size > MANIFEST_BYTES:
             raise ValueError(f"{path} is too large for a checkpoint's manifest")
         fields = json.loads(path.read_text())
+        own = fields.pop("sha256", None)
         manifest = _Manifest(**fields)
         kinds = (int, float | int | None, dict, dict, dict)
         if not all(isinstance(value, kind) for value, kind in zip(manifest, kinds, strict=True)):
             raise TypeError("a field of another type")
         if f"{manifest.step:012d}" != path.stem:
             raise TypeError(f"it is of step {manifest.step}")
-    except (OSError, TypeError, ValueError, RecursionError) as error:
+        if own != _own_digest(manifest):
+            raise ValueError("it was changed")
+    except (OSError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a checkpoint's manifest: {error}") from error
     return manifest
 
@@ -217,7 +244,7 @@ def _check_files(folder: Path, manifest: _Manifest) -> None:
         if not path.resolve().is_relative_to(inside):
             raise ValueError(f"{path} lies outside of {folder}")
         try:
-            found = _digest(path)
+            found = digest(path)
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror})") from error
         if found != wanted:
@@ -245,14 +272,26 @@ def _said(leaf: Any) -> str:
     return leaf if isinstance(leaf, str) else f"{tuple(leaf[0])} {leaf[1]}"
 
 
-def _drop_old(folder: Path, keep: int) -> None:
-    """Leaves the newest and the best, and nothing that has no manifest."""
+def _os_error(error: Exception, place: Path) -> OSError:
+    """What a write of Orbax failed of, as the system would say it."""
+    if isinstance(error, OSError) and error.strerror:
+        return OSError(error.errno, error.strerror, str(place))
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(code[1]) if code else errno.EIO
+    return OSError(number, os.strerror(number), str(place))
+
+
+def _drop_old(folder: Path, step: int, keep: int) -> None:
+    """Leaves the newest up to this step and the best, and nothing that has no manifest."""
     manifests = {}
     for path in sorted(folder.glob("*.json")):
         try:
             manifests[path] = _read_manifest(path)
         except ValueError:
             continue
+        if manifests[path].step > step:
+            del manifests[path]
+            path.unlink()
     scored = [path for path, manifest in manifests.items() if manifest.score is not None]
     best = min(scored, key=lambda path: manifests[path].score or 0.0) if scored else None
     kept = {*list(manifests)[-keep:], *([best] if best else [])}

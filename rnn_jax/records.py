@@ -8,6 +8,7 @@ NAME.png           figures
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -87,6 +88,8 @@ def held(workdir: str | Path) -> Iterator[None]:
 
 def cannot_write(workdir: str | Path, error: OSError) -> str:
     """What to say of a folder that cannot be written."""
+    if error.errno == errno.ENOENT and not Path(workdir).exists():
+        return f"--workdir={workdir} is gone: somebody moved or removed it while the run went on"
     return (
         f"--workdir={workdir} cannot be written ({error.strerror}); name a folder that can, or "
         "make room; what was written before is whole"
@@ -122,11 +125,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     # Whatever has this name, a link included, is not written through.
     temporary.unlink(missing_ok=True)
-    with temporary.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        # On a full disk half a file would be in the way of the rest.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def load_config(workdir: str | Path) -> dict[str, Any]:

@@ -140,6 +140,13 @@ def from_writer(value: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all must call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
 def only_writer(action: Callable[[], np.ndarray]) -> np.ndarray:
     """Runs `action` in the writing process alone, and returns its array in every process.
 
