@@ -230,7 +230,7 @@ draws = {
     "orthogonal": initializers.orthogonal(),
 }
 spectra = {
-    name: np.linalg.svd(draw(jax.random.key(0), (H, H), jnp.float32), compute_uv=False)
+    name: jnp.linalg.svd(draw(jax.random.key(0), (H, H), jnp.float32), compute_uv=False)
     for name, draw in draws.items()
 }
 figure, axes = curves(
@@ -363,13 +363,13 @@ cells = {
 }
 
 
-def profile(cell: rnn_jax.Cell) -> np.ndarray:
+def profile(cell: rnn_jax.Cell) -> Array:
     """ln of what is left of the gradient at each step, median of the batch."""
     params = cell.init(jax.random.key(5), 1)
     loss = gradflow.LastStep(lambda state: cell.emit(state) @ v)
     xs = batch.at[0].set(1.0)  # a first input to remember
     logs = gradflow.state_gradients(cell, params, cell.initial_state(params, (B,)), xs, loss)
-    return np.median(logs - logs[-1], axis=1)
+    return jnp.median(logs - logs[-1], axis=1)
 
 
 figure, axes = curves(
