@@ -68,14 +68,21 @@ def layout_of(config: Learning, groups: list[Group]) -> Layout:
 
 @contextlib.contextmanager
 def trained(
-    experiment: str, config: Learning, groups: list[Group]
+    experiment: str, config: Learning, groups: list[Group], **facts: str
 ) -> Iterator[tuple[Path, list[Row]]]:
-    """Trains what is not yet trained; yields the folder, held, and the lines of all networks."""
+    """Trains what is not yet trained; yields the folder, held, and the lines of all networks.
+
+    Args:
+        experiment: its name.
+        config: its settings.
+        groups: what is to be trained.
+        facts: what else results depend on, kept with the settings.
+    """
     workdir = Path(config.workdir)
     with records.held(workdir):
         if config.overwrite:
             sweeping.start_afresh(workdir)
-        records.open_run(workdir, settings_of(experiment, config), config.overwrite)
+        records.open_run(workdir, settings_of(experiment, config) | facts, config.overwrite)
         layout = layout_of(config, groups)
         yield workdir, sweeping.run_groups(groups, workdir, config.seed, layout, lanes.learn)
 

@@ -31,6 +31,8 @@ ALLOWED = {
     "train": FOUNDATION | {"objectives", "optim", "regularizers", "traces"},
     "sweep": {"sharding", "types"},
     "plots": set(),
+    "reading": set(),
+    "tables": {"reading"},
     "records": set(),
     "checkpoint": set(),
     "sharding": set(),

@@ -18,6 +18,7 @@ from rnn_jax.plots.learning import (
     start_and_end,
     success_table,
 )
+from rnn_jax.plots.series import Forecast, forecasts
 from rnn_jax.plots.speed import speed_ratios
 from rnn_jax.plots.style import natural_log
 from rnn_jax.plots.sweep import Curve, Panel, phase_diagram, prediction, slopes_along, success
@@ -32,6 +33,7 @@ from rnn_jax.plots.training import (
 __all__ = [
     "Curve",
     "Flow",
+    "Forecast",
     "Learned",
     "Panel",
     "credit_heatmap",
@@ -39,6 +41,7 @@ __all__ = [
     "exponent_spectrum",
     "flow_comparison",
     "flow_profile",
+    "forecasts",
     "foretold",
     "free_run",
     "gradient_heatmap",
