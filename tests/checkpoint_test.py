@@ -108,7 +108,9 @@ def test_a_manifest_cannot_point_elsewhere(kept, tmp_path):
 def test_files_beside_a_checkpoint_belong_to_it(tmp_path):
     beside = tmp_path / "piece.npz"
     beside.write_bytes(b"what the first ten steps told")
-    checkpoint.save(tmp_path, 10, {"a": jnp.arange(3)}, beside={beside.name: checkpoint.digest(beside)})
+    checkpoint.save(
+        tmp_path, 10, {"a": jnp.arange(3)}, beside={beside.name: checkpoint.digest(beside)}
+    )
     np.testing.assert_array_equal(checkpoint.load(tmp_path).tree["a"], [0, 1, 2])
     beside.write_bytes(b"what the first ten steps tolD")
     with pytest.raises(ValueError, match=r"piece\.npz is not what was written"):
