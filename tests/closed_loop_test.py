@@ -60,7 +60,9 @@ def test_closed_loop_wants_outputs_that_are_inputs(rng):
         trace_a_step(objective, random_batch(rng, 3))
 
 
-@pytest.mark.parametrize("given", [None, 1, 3])
+@pytest.mark.parametrize(
+    "given", [3, *(pytest.param(given, marks=pytest.mark.slow) for given in (None, 1))]
+)
 def test_the_way_back_that_is_followed_is_that_of_training(x64, rng, given):
     """ln|dL/ds_t| of the network told of in a failure, against the adjoints of the objective."""
     batch = random_batch(rng, 3)

@@ -404,19 +404,13 @@ def stopped_and_gone_on(folder, cache, processes, number):
     """Runs the sweep in so many processes, stops them by a signal after a while, and again."""
     codes = []
     for wait in (True, False):
-        address = f"localhost:{free_port()}"
-        workers = [
-            start(folder, cache, "--lanes=8")
-            if processes == 1
-            else start(
-                folder,
-                cache,
-                "--lanes=8",
-                f"--coordinator_address={address}",
-                f"--num_processes={processes}",
-                f"--process_id={index}",
-            )  # fmt: skip
+        address = f"--coordinator_address=localhost:{free_port()}"
+        shares = [
+            (address, f"--num_processes={processes}", f"--process_id={index}")
             for index in range(processes)
+        ]
+        workers = [
+            start(folder, cache, "--lanes=8", *(share if processes > 1 else ())) for share in shares
         ]
         if wait:
             # The first batch is done, so that there is something to go on from.
