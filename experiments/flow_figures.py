@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.flow_measurements import Measured
-from rnn_jax import gradflow, plots
+from rnn_jax import gradflow, plots, records
 
 
 def save_figures(
@@ -54,7 +54,7 @@ def save_figures(
             compared, "On its way back to the first step a gradient vanishes, survives or explodes"
         )
     for name, figure in figures.items():
-        figure.savefig(workdir / f"{name}.png")
+        records.write_atomically(workdir / f"{name}.png", plots.png(figure))
 
 
 def truncation_finding(bias: gradflow.TruncationBias) -> str:

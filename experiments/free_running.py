@@ -80,6 +80,30 @@ def closed_loop_exponents(
     return np.asarray(_exponents(model, params, start))
 
 
+def led(model: rnn_jax.Model) -> rnn_jax.Cell:
+    """The network that is given true points first, and then reads its own outputs, as one cell.
+
+        x_t = s_{t-1} V + c    where the input is not given,    s_t = step(theta, s_{t-1}, x_t)
+
+    Its parameters are the model's, its inputs those of `led_inputs`; its gradients are those of
+    `objectives.closed_loop_objective`.
+    """
+
+    def step(params: rnn_jax.ModelParams, state: State, x: Array) -> State:
+        own = model.readout(params.readout, model.cell.emit(state))
+        read = jnp.where(x[..., -1:] > 0, x[..., :-1], own)
+        return model.cell.step(params.cell, state, read)
+
+    return rnn_jax.closed_loop(model)._replace(step=step)
+
+
+def led_inputs(xs: Array, given: int) -> Array:
+    """Inputs `[T, B, D + 1]` of a `led` cell: the points, and 1 at the steps where they count."""
+    counts = jnp.arange(len(xs))[:, None, None] < given
+    marks = jnp.broadcast_to(counts, (*xs.shape[:-1], 1)).astype(xs.dtype)
+    return jnp.concatenate([xs, marks], axis=-1)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _exponents(model: rnn_jax.Model, params: rnn_jax.ModelParams, start: Array) -> Array:
     state = model.cell.initial_state(params.cell, start.shape)

@@ -33,7 +33,10 @@ class Learning(Method):
     width: int = option(0, "networks side by side on a device; 0 to choose", minimum=0)
     cpu_devices: int = option(0, "devices to make of a CPU; 0 for one a core", minimum=0)
     checkpoint_every: int = option(
-        0, "iterations between two checkpoints of a group; 0 for one about every minute", minimum=0
+        0,
+        "iterations between two checkpoints of a group, which come after a test; 0 for one about "
+        "every minute",
+        minimum=0,
     )
     resume: bool = option(True, "go on where the run in --workdir stands")
     workdir: str = option("runs/learning", "folder for results and figures")

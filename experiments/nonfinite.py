@@ -12,11 +12,12 @@ import optax
 import rnn_jax
 from experiments.history import state_norms
 from rnn_jax import gradflow, objectives, plots, records, train
-from rnn_jax.types import Array, Batch, Key, State
+from rnn_jax.types import Batch, Key, State
 
 PROFILE = "nonfinite_profile"
-LossesOf = Callable[[rnn_jax.ModelParams, Batch], Callable[[State], Array]]
-"""`(params, batch) -> (states -> [T, B])`: what the gradient's way back is measured with."""
+WayBack = Callable[[rnn_jax.ModelParams, State, Batch], tuple[Any, ...]]
+"""`(params, carry, batch) -> (cell, its parameters, s_0, xs, step_losses)`: the network whose
+gradient is that of training, as `gradflow.state_gradients` takes it."""
 
 
 class NonFinite(FloatingPointError):
@@ -94,7 +95,7 @@ def examine(
     workdir: Path,
     objective: objectives.Objective,
     sample: Callable[[Key], Batch],
-    losses_of: LossesOf,
+    way_back: WayBack,
     state: train.TrainState,
     key: Key,
     step: int,
@@ -107,7 +108,7 @@ def examine(
     Args:
         workdir: for nonfinite_profile.npy `[T, B]`, ln|dL/ds_t|, its figure, and diagnosis.txt.
         objective, sample, key: of the run.
-        losses_of: see `LossesOf`.
+        way_back: see `WayBack`.
         state: as it was before that iteration.
         step: which iteration it is, from 1.
 
@@ -115,14 +116,16 @@ def examine(
         What it found, in one line.
     """
     batch = sample(jax.random.fold_in(key, step - 1))
-    params = state.params
-    zeros = rnn_jax.zero_perturbations(state.carry, objective.num_steps(batch))
-    run = objective.run(params, state.carry, batch, zeros)
-    network = (objective.model.cell, params.cell, state.carry, run.inputs)
-    losses = losses_of(params, batch)
+    params, cell = state.params, objective.model.cell
+    network = way_back(params, state.carry, batch)
     try:
-        logs = np.asarray(gradflow.state_gradients(*network, losses))
-        found = gradflow.diagnose(*network, losses)
+        logs = np.asarray(gradflow.state_gradients(*network))
+        found = alone = gradflow.diagnose(*network)
+        if network[0] is not cell:
+            # What could be done about the cell, the inputs it saw taken as given.
+            zeros = rnn_jax.zero_perturbations(state.carry, objective.num_steps(batch))
+            inputs = objective.run(params, state.carry, batch, zeros).inputs
+            alone = gradflow.diagnose(cell, params.cell, state.carry, inputs, network[-1])
     except ValueError as error:
         # The forward pass itself is not finite: its first such number is named.
         return str(error).splitlines()[0]
@@ -134,10 +137,14 @@ def examine(
         f"Iteration {step}: back over {len(logs)} steps the gradient changes by "
         f"e^{middle[0] - middle[-1]:.0f}",
     )
-    figure.savefig(workdir / f"{PROFILE}.png")
-    records.write_atomically(workdir / "diagnosis.txt", f"{found}\n")
-    sys.stderr.write(f"iteration {step}, followed in logarithms:\n{found}\n")
-    remedies = ", ".join(remedy.name for remedy in found.remedies) or "none"
+    records.write_atomically(workdir / f"{PROFILE}.png", plots.png(figure))
+    text = f"{found}\n"
+    if alone is not found:
+        text += f"the cell alone, on the inputs that it saw:\n{alone}\n"
+    records.write_atomically(workdir / "diagnosis.txt", text)
+    sys.stderr.write(f"iteration {step}, followed in logarithms:\n{text}")
+    names = dict.fromkeys(remedy.name for remedy in (*found.remedies, *alone.remedies))
+    remedies = ", ".join(names) or "none"
     return (
         f"the gradient is {found.verdict}, {found.slope:+.3f} nats per step back "
         f"({PROFILE}.png); remedies: {remedies} (diagnosis.txt)"

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 import rnn_jax
+from experiments.free_running import led, led_inputs
 from experiments.history import History
-from experiments.nonfinite import LossesOf, NonFinite
+from experiments.nonfinite import NonFinite, WayBack
 from experiments.resuming import Safety, go_back, notes_of
 from experiments.runner import run_training
 from rnn_jax import losses, traces, train
@@ -60,7 +61,9 @@ def trained(
                 trace=trace_of(config),
                 clip_norm=config.clip_norm,
                 safety=Safety(config.checkpoint_every, resume, {RESTORES: restores}),
-                losses_of=losses_of(parts.model),
+                way_back=way_back_of(
+                    parts.model, config.num_points - 1 if config.free_run_steps else None
+                ),
                 stop_at_nonfinite=config.on_nonfinite != "skip",
                 tell=tell,
             )
@@ -81,15 +84,22 @@ def trace_of(config: Any) -> traces.Trace:
     return traces.trace_parameters if config.trace_parameters else traces.trace_states
 
 
-def losses_of(model: rnn_jax.Model) -> LossesOf:
-    """The losses of a batch, as `gradflow` takes them."""
+def way_back_of(model: rnn_jax.Model, given: int | None) -> WayBack:
+    """The network that the gradient of a batch of waves runs back through.
 
-    def step_losses(params: rnn_jax.ModelParams, batch: Batch) -> Callable[[State], Array]:
-        return lambda states: (
-            losses.squared_error(
-                model.readout(params.readout, model.cell.emit(states)), batch.targets
-            )
-            / len(batch.targets)
-        )
+    Args:
+        model: a `sequence_model`.
+        given: steps whose inputs are true points, where it then reads its own outputs and the
+            gradient runs through them too; None where all are true.
+    """
 
-    return step_losses
+    def network(params: rnn_jax.ModelParams, carry: State, batch: Batch) -> tuple[Any, ...]:
+        def step_losses(states: State) -> Array:
+            outputs = model.readout(params.readout, model.cell.emit(states))
+            return losses.squared_error(outputs, batch.targets) / len(batch.targets)
+
+        if given is None:
+            return model.cell, params.cell, carry, batch.inputs, step_losses
+        return led(model), params, carry, led_inputs(batch.inputs, given), step_losses
+
+    return network

@@ -61,7 +61,7 @@ def run_training(
     trace: traces.Trace = traces.trace_states,
     clip_norm: float = 0.0,
     safety: Safety | None = None,
-    losses_of: nonfinite.LossesOf | None = None,
+    way_back: nonfinite.WayBack | None = None,
     stop_at_nonfinite: bool = True,
     tell: Callable[[int, train.Metrics], None] | None = None,
 ) -> tuple[train.TrainState, History]:
@@ -74,7 +74,7 @@ def run_training(
         workdir: the run's folder; None writes and prints nothing.
         clip_norm: the bound in force, for the advice given when a run goes wrong; 0 for none.
         safety: how checkpoints are kept and taken up; None for neither.
-        losses_of: with it, a gradient that stopped being finite is followed in logarithms.
+        way_back: with it, a gradient that stopped being finite is followed in logarithms.
         stop_at_nonfinite: whether such a gradient ends the run.
         tell: called where a line is logged, with the iterations done and the metrics since the
             line before, as NumPy arrays.
@@ -91,7 +91,7 @@ def run_training(
     kept = _start(workdir, state, safety, log_every, objective, optimizer, sample, key, trace)
     state, done = kept.state, kept.done
     # Where the run was last kept, or began: what a failing iteration is traced from.
-    before = (done, jax.device_get(state)) if losses_of is not None else None
+    before = (done, jax.device_get(state)) if way_back is not None else None
     fresh: list[train.Metrics] = []
     start, last_kept = time.monotonic() - kept.seconds, time.monotonic()
 
@@ -112,13 +112,13 @@ def run_training(
         found = ""
         if workdir is not None:
             history.save(workdir, history.stacked([*kept.metrics, *fresh]))
-            if losses_of is not None and before is not None:
+            if way_back is not None and before is not None:
                 steps = bad.step - 1 - before[0]
                 at = nonfinite.replayed(
                     objective, optimizer, sample, before[1], key, steps, trace, log_every
                 )
                 found = " " + nonfinite.examine(
-                    workdir, objective, sample, losses_of, at, key, bad.step
+                    workdir, objective, sample, way_back, at, key, bad.step
                 )
         return nonfinite.NonFinite(
             bad.step,

@@ -91,7 +91,10 @@ class SineConfig:
     restore_factor: float = option(0.3, "of the learning rate at each restore", above=0)
     max_restores: int = option(3, "restores before the run stops", minimum=0)
     checkpoint_every: int = option(
-        0, "iterations between two checkpoints; 0 for one about every minute", minimum=0
+        0,
+        "iterations between two checkpoints, which come where a line is logged; 0 for one about "
+        "every minute",
+        minimum=0,
     )
     resume: bool = option(True, "go on from the newest checkpoint in --workdir")
     workdir: str = option("runs/sine", "folder of the run")
@@ -290,6 +293,7 @@ def run_seeds(config: SineConfig) -> list[dict[str, float]]:
             lambda seed: sine_seeds.row_of(
                 seed, *run(dataclasses.replace(config, seed=seed), write=False)[1:4]
             ),
+            resume=config.resume and not config.overwrite,
         )
 
 

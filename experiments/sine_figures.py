@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.free_running import GIVEN, FreeRun
 from experiments.history import History, state_norms
-from rnn_jax import plots
+from rnn_jax import plots, records
 
 
 def save_figures(
@@ -48,7 +48,7 @@ def save_figures(
         summands = history.trace.parameters._asdict()
         figures["parameter_heatmap"] = plots.parameter_heatmaps(summands, summand_finding(summands))
     for name, figure in figures.items():
-        figure.savefig(workdir / f"{name}.png")
+        records.write_atomically(workdir / f"{name}.png", plots.png(figure))
 
 
 def profiles(norms: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import free_running
+from experiments import free_running, interruption
 from experiments.history import History
 from rnn_jax import records
 
@@ -25,19 +25,49 @@ def row_of(seed: int, history: History, carried: free_running.FreeRun, warmed: n
     }
 
 
-def table(workdir: Path, seeds: Sequence[int], run: Callable[[int], Row]) -> list[Row]:
-    """Runs every seed and prints a line of each; seeds.json holds what is found so far."""
-    rows: list[Row] = []
-    for seed in seeds:
-        rows.append(run(seed))
-        records.write_atomically(workdir / "seeds.json", json.dumps(rows, indent=1) + "\n")
-        if len(rows) == 1:
-            print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
-        print(_line(seed, list(rows[-1].values())[1:]), flush=True)
+def table(
+    workdir: Path, seeds: Sequence[int], run: Callable[[int], Row], resume: bool = True
+) -> list[Row]:
+    """Runs every seed and prints a line of each; seeds.json holds what is found so far.
+
+    Args:
+        workdir: the folder.
+        seeds: in order.
+        run: one of them.
+        resume: take the first of them from seeds.json, where they are there.
+
+    Raises:
+        Interrupted: a signal came, and a seed was brought to its end.
+    """
+    rows = found(workdir, seeds) if resume else []
+    with interruption.noticed() as asked_to_stop:
+        for number, seed in enumerate(seeds):
+            if number == len(rows):
+                if asked_to_stop():
+                    raise interruption.Interrupted(f"stopped after {number} of {len(seeds)} seeds")
+                rows.append(run(seed))
+                content = json.dumps(rows, indent=1) + "\n"
+                records.write_atomically(workdir / "seeds.json", content)
+            if number == 0:
+                print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
+            print(_line(seed, list(rows[number].values())[1:]), flush=True)
     columns = list(zip(*(row.values() for row in rows), strict=True))[1:]
     for word, pick in (("smallest", np.min), ("median", np.median), ("largest", np.max)):
         print(_line(word, [float(pick(column)) for column in columns]))
     return rows
+
+
+def found(workdir: Path, seeds: Sequence[int]) -> list[Row]:
+    """The rows of seeds.json, as far as they are those of the seeds in order."""
+    path = workdir / "seeds.json"
+    try:
+        stored = json.loads(path.read_text()) if path.exists() else []
+        rows = [{name: float(value) for name, value in row.items()} for row in stored]
+    except (AttributeError, TypeError, ValueError):
+        return []
+    if [row.get("seed") for row in rows] != list(seeds[: len(rows)]):
+        return []
+    return [{**row, "seed": int(row["seed"])} for row in rows]
 
 
 def _line(name: Any, cells: list[float]) -> str:

@@ -29,6 +29,8 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 ARRAYS = "arrays"
 LOCK = ".lock"
+NO_MORE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""What the system says of a disk that takes no more."""
 
 
 def open_run(workdir: str | Path, config: Mapping[str, Any], overwrite: bool = False) -> Path:
@@ -67,7 +69,8 @@ def held(workdir: str | Path) -> Iterator[None]:
     """Keeps a folder for this process; the system lets go of it when the process ends, however.
 
     Raises:
-        ValueError: another process holds it, or it cannot be written.
+        ValueError: another process holds it, or it cannot be written: now or, with a full disk or
+            a folder that somebody took away, as long as it is held.
     """
     path = Path(workdir)
     try:
@@ -83,7 +86,12 @@ def held(workdir: str | Path) -> Iterator[None]:
                 f"--workdir={workdir}: another process is at work in this folder; wait for it, or "
                 "name another folder"
             ) from error
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno in NO_MORE or not path.exists():
+                raise ValueError(cannot_write(workdir, error)) from error
+            raise
 
 
 def cannot_write(workdir: str | Path, error: OSError) -> str:
@@ -151,9 +159,16 @@ def clear_metrics(workdir: Path) -> None:
 
 
 def append_metrics(workdir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds lines to metrics.jsonl; see `json_lines`."""
-    with open(workdir / METRICS, "a", opener=_no_link) as file:
-        file.write(json_lines(rows))
+    """Adds lines to metrics.jsonl, all or none; see `json_lines`."""
+    data = json_lines(rows).encode()
+    with open(workdir / METRICS, "ab", buffering=0, opener=_no_link) as file:
+        end = file.tell()
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.truncate(end)
+            raise OSError(error.errno, error.strerror, str(workdir / METRICS)) from error
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

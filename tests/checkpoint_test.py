@@ -76,12 +76,7 @@ def broken_copy(kept, tmp_path, damage, seed):
 def test_a_broken_one_is_passed_over(kept, tmp_path, caplog, seed):
     folder = broken_copy(kept, tmp_path, 1, seed)
     found = checkpoint.load(folder, state_of())
-    # A flipped bit in the notes of a manifest can leave it a manifest; then it is whole.
-    if found.step == 40:
-        assert "000000000040.json" not in caplog.text
-        same(found.tree, state_of(seed=40))
-        return
-    assert found.step == 30
+    assert (found.step, found.notes) == (30, {"at": 30})
     assert "the checkpoint before it is used" in caplog.text
     same(found.tree, state_of(seed=30))
 
@@ -108,13 +103,39 @@ def test_a_manifest_cannot_point_elsewhere(kept, tmp_path):
 def test_files_beside_a_checkpoint_belong_to_it(tmp_path):
     beside = tmp_path / "piece.npz"
     beside.write_bytes(b"what the first ten steps told")
-    checkpoint.save(
-        tmp_path, 10, {"a": jnp.arange(3)}, beside={beside.name: checkpoint.digest(beside)}
-    )
-    np.testing.assert_array_equal(checkpoint.load(tmp_path).tree["a"], [0, 1, 2])
+    names = {"piece.npz": checkpoint.digest(beside)}
+    checkpoint.save(tmp_path, 10, {"a": jnp.arange(3)}, beside=names)
+    found = checkpoint.load(tmp_path)
+    np.testing.assert_array_equal(found.tree["a"], [0, 1, 2])
+    assert found.beside == names
     beside.write_bytes(b"what the first ten steps tolD")
     with pytest.raises(ValueError, match=r"piece\.npz is not what was written"):
         checkpoint.load(tmp_path)
+
+
+def test_a_run_that_went_back_does_not_keep_what_lay_ahead(kept, tmp_path):
+    """Else broken checkpoints of later steps would crowd out the whole ones of now."""
+    folder = broken_copy(kept, tmp_path, 2, 0)
+    assert checkpoint.load(folder).step == 20
+    checkpoint.save(folder, 25, state_of(seed=25), score=9.0, keep=2)
+    assert checkpoint.steps(folder) == [20, 25]
+    same(checkpoint.load(folder, state_of()).tree, state_of(seed=25))
+    assert list(checkpoint.notes(folder).items()) == [(20, {"at": 20}), (25, {})]
+    checkpoint.drop(folder, 25)
+    assert checkpoint.load(folder, state_of()).step == 20
+
+
+def test_a_manifest_vouches_for_itself(kept, tmp_path):
+    folder = broken_copy(kept, tmp_path, 0, 0)
+    manifest = folder / "000000000040.json"
+    manifest.write_text(manifest.read_text().replace('"at": 40', '"at": 41'))
+    assert checkpoint.load(folder).step == 30
+
+
+def test_a_folder_that_is_gone_does_not_come_back(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        checkpoint.save(tmp_path / "gone" / "checkpoints", 1, {"a": jnp.arange(3)})
+    assert not (tmp_path / "gone").exists()
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import reference
 from training import D, H, T, library_params, random_batch, trace_a_step
 
 import rnn_jax
-from rnn_jax import losses, objectives
+from experiments.restoring import way_back_of
+from rnn_jax import gradflow, losses, objectives
 
 
 @pytest.fixture
@@ -57,3 +58,24 @@ def test_closed_loop_wants_outputs_that_are_inputs(rng):
     objective = objectives.closed_loop_objective(model, losses.squared_error, 2)
     with pytest.raises(ValueError, match=r"outputs have shape \(3, 3\) and inputs \(3, 2\)"):
         trace_a_step(objective, random_batch(rng, 3))
+
+
+@pytest.mark.parametrize(
+    "given", [3, *(pytest.param(given, marks=pytest.mark.slow) for given in (None, 1))]
+)
+def test_the_way_back_that_is_followed_is_that_of_training(x64, rng, given):
+    """ln|dL/ds_t| of the network told of in a failure, against the adjoints of the objective."""
+    batch = random_batch(rng, 3)
+    params = library_params(reference.random_weights(rng, D, H, D))
+    model = rnn_jax.sequence_model(rnn_jax.elman(H), D)
+    objective = objectives.next_step_objective(model, losses.squared_error)
+    if given is not None:
+        objective = objectives.closed_loop_objective(model, losses.squared_error, given)
+    carry = jnp.asarray(rng.normal(size=(3, H)))
+
+    def loss(perturbations):
+        return objectives.mean_loss(objective.run(params, carry, batch, perturbations))
+
+    adjoints = 3 * jax.grad(loss)(jnp.zeros((T, 3, H)))
+    logs = gradflow.state_gradients(*way_back_of(model, given)(params, carry, batch))
+    np.testing.assert_allclose(np.exp(logs), np.linalg.norm(adjoints, axis=-1), rtol=1e-9)

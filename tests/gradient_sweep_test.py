@@ -398,3 +398,39 @@ def test_a_cell_without_one_of_the_axes_is_left_out_of_the_map(tmp_path):
     text = sweep_figures.save(tmp_path, rows, groups)
     assert (tmp_path / "phase_diagram.png").stat().st_size > 5000
     assert text.count("changes sign at gain of W: 1\n") == 2
+
+
+def stopped_and_gone_on(folder, cache, processes, number):
+    """Runs the sweep in so many processes, stops them by a signal after a while, and again."""
+    codes = []
+    for wait in (True, False):
+        address = f"--coordinator_address=localhost:{free_port()}"
+        shares = [
+            (address, f"--num_processes={processes}", f"--process_id={index}")
+            for index in range(processes)
+        ]
+        workers = [
+            start(folder, cache, "--lanes=8", *(share if processes > 1 else ())) for share in shares
+        ]
+        if wait:
+            # The first batch is done, so that there is something to go on from.
+            deadline = time.monotonic() + 100
+            while not list(folder.glob("parts/*.jsonl")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            for worker in workers if number == signal.SIGKILL else workers[-1:]:
+                worker.send_signal(number)
+        said = [worker.communicate(timeout=240) for worker in workers]
+        codes.append([worker.returncode for worker in workers])
+    return codes, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+def test_stopped_by_a_signal_it_goes_on_with_the_same_command(
+    finished, tmp_path, processes, number, code
+):
+    """SIGTERM to one of two processes stops both, together."""
+    codes, said = stopped_and_gone_on(tmp_path / "run", tmp_path, processes, number)
+    assert codes == [[code] * processes, [0] * processes], said
+    assert contents(tmp_path / "run") == contents(finished[0])

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import interruption, memory, resuming, sine
+from experiments import interruption, memory, nonfinite, resuming, sine
 from experiments.memory import MemoryConfig
 from experiments.nonfinite import NonFinite
 from experiments.options import UsageError
@@ -46,6 +48,10 @@ def stop_at(monkeypatch, step, action):
     monkeypatch.setattr(records, "append_metrics", appending)
 
 
+def crash():
+    raise KeyboardInterrupt
+
+
 def interrupt():
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -72,9 +78,6 @@ def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(
     whole, tmp_path, monkeypatch
 ):
     config = dataclasses.replace(TINY, workdir=str(tmp_path / "run"))
-
-    def crash():
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         stop_at(patch, 40, crash)
@@ -105,6 +108,25 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
         sine.run(config)
 
 
+def test_a_table_of_seeds_goes_on_after_the_last_finished(tmp_path, monkeypatch):
+    config = dataclasses.replace(TINY, num_seeds=2, workdir=str(tmp_path / "run"))
+    whole = sine.run_seeds(dataclasses.replace(config, workdir=str(tmp_path / "whole")))
+    run, seeds = sine.run, []
+
+    def running(config, write):
+        seeds.append(config.seed)
+        if len(seeds) == 1:
+            interrupt()
+        return run(config, write)
+
+    monkeypatch.setattr(sine, "run", running)
+    with pytest.raises(interruption.Interrupted, match="stopped after 1 of 2 seeds"):
+        sine.run_seeds(config)
+    assert sine.run_seeds(config) == whole
+    assert seeds == [0, 1]
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
 MEMORY = MemoryConfig(
     length="8", hidden_size=5, batch_size=4, train_steps=12, test_every=3, seeds=3
 )
@@ -131,10 +153,10 @@ def test_networks_side_by_side_go_on_within_their_group(tmp_path, monkeypatch):
 
 
 def test_the_line_to_go_on_with():
-    command = ["python", "-m", "experiments.sine", "--workdir=a b", "--overwrite", "--noresume"]
-    said = interruption.command_to_go_on(command, ["workdir", "overwrite", "resume"])
-    assert said == "python -m experiments.sine '--workdir=a b' --nooverwrite --resume"
-    assert "--overwrite" not in said.split()
+    words = ["python", "-m", "x", "--workdir=a b", "--overwrite", "--noresume"]
+    said = interruption.command_to_go_on(words, ["overwrite", "resume", "seed"])
+    assert said == "python -m x '--workdir=a b' --nooverwrite --resume"
+    assert interruption.command_to_go_on(words, ["seed"]) == "python -m x '--workdir=a b'"
 
 
 EXPLODING = sine.SineConfig(
@@ -168,6 +190,43 @@ def test_a_gradient_that_explodes_stops_the_run_and_is_followed(tmp_path):
     np.testing.assert_allclose(*rates, atol=0.1)
     assert (tmp_path / "nonfinite_profile.png").stat().st_size > 5000
     assert "try:" in (tmp_path / "diagnosis.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["restart", "signal"])
+@pytest.mark.parametrize(("bad", "back"), [(28, 20), (21, 10)])
+def test_a_run_goes_back_to_where_it_would_have_undisturbed(tmp_path, monkeypatch, kind, bad, back):
+    """Not to an early checkpoint, nor to one whose very next iteration fails."""
+    config = dataclasses.replace(TINY, log_every=5, on_nonfinite="restore", restore_factor=0.5)
+    first = nonfinite.first_nonfinite
+    failed = []
+
+    def failing(metrics, first_step):
+        if not failed and first_step <= bad < first_step + len(metrics.loss):
+            failed.append(bad)
+            return nonfinite.Beginning(bad, "made up")
+        return first(metrics, first_step)
+
+    monkeypatch.setattr(nonfinite, "first_nonfinite", failing)
+    monkeypatch.setattr(nonfinite, "examine", lambda *_: "")
+    starts = []
+    take_up = resuming.take_up
+
+    def taking_up(*arguments):
+        starts.append(take_up(*arguments))
+        return starts[-1]
+
+    monkeypatch.setattr(resuming, "take_up", taking_up)
+    sine.run(dataclasses.replace(config, workdir=str(tmp_path / "whole")))
+    assert [start.done for start in starts] == [0, back]
+    failed.clear()
+    stopped = dataclasses.replace(config, workdir=str(tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        stop_at(patch, 10, interrupt if kind == "signal" else crash)
+        with pytest.raises((interruption.Interrupted, KeyboardInterrupt)):
+            sine.run(stopped)
+    sine.run(stopped)
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -249,5 +308,10 @@ def test_sigterm_ends_with_a_code_of_its_own_and_the_line_to_go_on(tmp_path):
     said = worker.communicate(timeout=60)[1]
     assert worker.returncode == interruption.EXIT_CODE, said
     line = said.strip().splitlines()[-1]
-    assert "-m experiments.sine" in line
-    assert line.endswith("--nooverwrite --resume")
+    assert "--nooverwrite" in line
+    assert "--overwrite" not in line.split()
+    again = subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"taken up after iteration \d+000", again.stderr)
+    rows = records.load_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(1000, 60001, 1000))

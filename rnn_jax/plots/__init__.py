@@ -21,7 +21,7 @@ from rnn_jax.plots.learning import (
 )
 from rnn_jax.plots.series import Forecast, forecasts
 from rnn_jax.plots.speed import ratio_maps, scaling, speed_ratios
-from rnn_jax.plots.style import natural_log
+from rnn_jax.plots.style import natural_log, png
 from rnn_jax.plots.sweep import Curve, Panel, phase_diagram, prediction, slopes_along, success
 from rnn_jax.plots.training import (
     free_run,
@@ -53,6 +53,7 @@ __all__ = [
     "natural_log",
     "parameter_heatmaps",
     "phase_diagram",
+    "png",
     "prediction",
     "ratio_maps",
     "scaling",

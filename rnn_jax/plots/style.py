@@ -1,5 +1,6 @@
 """How every figure looks: size, colours, axes."""
 
+import io
 import textwrap
 
 import numpy as np
@@ -30,6 +31,13 @@ def dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
     axes.tick_params(labelsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the content of a .png file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def natural_log(values: np.ndarray) -> np.ndarray:
