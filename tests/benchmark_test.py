@@ -460,7 +460,7 @@ def test_rows_of_the_iteration_compare_both_of_ours_with_every_other(monkeypatch
     assert [(row.ours.name, row.other.name, row.wanted.bound) for row in rows] == [
         (ours, other, bound)
         for ours in ("ours, chunks of 100", "ours, one chunk")
-        for other, bound in (("Flax", 6), ("PyTorch, 1 thread", 60), ("PyTorch, 2 threads", 60))
+        for other, bound in (("Flax", 6), ("PyTorch, 1 thread", 75), ("PyTorch, 2 threads", 75))
     ]
     assert [report.ratios(row).tolist() for row in rows[::3]] == [[7.0, 7.0], [14.0, 14.0]]
     assert seen == [("H=16", 3, 100, 0.01, threads) for _ in range(3) for threads in (1, 2)]
