@@ -6,6 +6,7 @@ FOLDER/000000001200.json    step, score, notes, shapes of the leaves, and of eve
                             does not count
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -13,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from rnn_jax import records
 
 MANIFEST_BYTES = 2**26
 """No manifest of ours is larger; a larger file is none."""
+ROOM = 2**18
+"""Bytes that a checkpoint may take beside its arrays: some thirty small files."""
 
 
 class Checkpoint(NamedTuple):
@@ -81,10 +84,11 @@ def save(
     import orbax.checkpoint as ocp  # half a second, which a short run need not wait
 
     folder.mkdir(exist_ok=True)
+    _check_room(folder, tree)
     place = folder / f"{step:012d}"
     _manifest_path(place).unlink(missing_ok=True)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _its_own_words_kept_back(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(place.absolute(), tree, force=True)
             checkpointer.wait_until_finished()
     except Exception as error:  # a full disk is a ValueError of Orbax', in many words
@@ -252,6 +256,25 @@ def _said(leaf: Any) -> str:
     return leaf if isinstance(leaf, str) else f"{tuple(leaf[0])} {leaf[1]}"
 
 
+def _check_room(folder: Path, tree: Any) -> None:
+    """`OSError` where a checkpoint cannot fit: Orbax, once it writes, is loud about a full disk."""
+    needed = ROOM + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+@contextlib.contextmanager
+def _its_own_words_kept_back() -> Iterator[None]:
+    """Orbax logs a failed write with pages of traceback, and raises the same error."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _os_error(error: Exception, place: Path) -> OSError:
     """What a write of Orbax failed of, as the system would say it."""
     if isinstance(error, OSError) and error.strerror:
@@ -262,20 +285,17 @@ def _os_error(error: Exception, place: Path) -> OSError:
 
 
 def _drop_old(folder: Path, step: int, keep: int) -> None:
-    """Leaves the newest up to this step and the best, and nothing that has no manifest."""
+    """Leaves the newest up to this step and the best, and nothing that has no whole manifest."""
     manifests = {}
     for path in sorted(folder.glob("*.json")):
-        try:
-            manifests[path] = _read_manifest(path)
-        except ValueError:
-            continue
-        if manifests[path].step > step:
-            del manifests[path]
-            path.unlink()
+        with contextlib.suppress(ValueError):
+            manifest = _read_manifest(path)
+            if manifest.step <= step:
+                manifests[path] = manifest
     scored = [path for path, manifest in manifests.items() if manifest.score is not None]
     best = min(scored, key=lambda path: manifests[path].score or 0.0) if scored else None
     kept = {*list(manifests)[-keep:], *([best] if best else [])}
-    for path in set(manifests) - kept:
+    for path in set(folder.glob("*.json")) - kept:
         path.unlink()
     stems = {path.stem for path in kept}
     for place in folder.iterdir():
