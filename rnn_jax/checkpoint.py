@@ -25,10 +25,8 @@ from rnn_jax import records
 
 MANIFEST_BYTES = 2**26
 """No manifest of ours is larger; a larger file is none."""
-
-
-OVERHEAD_BYTES = 2**18
-"""What a checkpoint takes on a disk beyond its arrays, at most."""
+ROOM = 2**18
+"""Bytes that a checkpoint may take beside its arrays: some thirty small files."""
 
 
 class Checkpoint(NamedTuple):
@@ -86,15 +84,13 @@ def save(
     import orbax.checkpoint as ocp  # half a second, which a short run need not wait
 
     folder.mkdir(exist_ok=True)
+    _check_room(folder, tree)
     place = folder / f"{step:012d}"
-    # A disk that fills up while Orbax writes leaves threads of it behind that print tracebacks.
-    needed = OVERHEAD_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-    if shutil.disk_usage(folder).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
     _manifest_path(place).unlink(missing_ok=True)
     try:
-        with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(place.absolute(), args=ocp.args.StandardSave(tree), force=True)
+        with _its_own_words_kept_back(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(place.absolute(), tree, force=True)
+            checkpointer.wait_until_finished()
     except Exception as error:  # a full disk is a ValueError of Orbax', in many words
         for unfinished in folder.glob(f"{place.name}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -149,7 +145,7 @@ def load(folder: Path, like: Any = None) -> Checkpoint | None:
             _check_leaves(path, manifest, like)
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
         try:
-            with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+            with ocp.StandardCheckpointer() as checkpointer:
                 tree = checkpointer.restore(path.with_suffix("").absolute(), target)
         except Exception as error:  # Orbax says what is wrong with a file in many ways
             broken.append(f"{path.with_suffix('')}: {str(error).splitlines()[0]}")
@@ -181,18 +177,6 @@ def notes(folder: Path) -> dict[int, dict[str, Any]]:
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints that have a manifest, oldest first."""
     return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax logs whole tracebacks of what it raises as well."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _manifest_path(place: Path) -> Path:
@@ -272,6 +256,25 @@ def _said(leaf: Any) -> str:
     return leaf if isinstance(leaf, str) else f"{tuple(leaf[0])} {leaf[1]}"
 
 
+def _check_room(folder: Path, tree: Any) -> None:
+    """`OSError` where a checkpoint cannot fit: Orbax, once it writes, is loud about a full disk."""
+    needed = ROOM + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+@contextlib.contextmanager
+def _its_own_words_kept_back() -> Iterator[None]:
+    """Orbax logs a failed write with pages of traceback, and raises the same error."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _os_error(error: Exception, place: Path) -> OSError:
     """What a write of Orbax failed of, as the system would say it."""
     if isinstance(error, OSError) and error.strerror:
@@ -282,20 +285,17 @@ def _os_error(error: Exception, place: Path) -> OSError:
 
 
 def _drop_old(folder: Path, step: int, keep: int) -> None:
-    """Leaves the newest up to this step and the best, and nothing that has no manifest."""
+    """Leaves the newest up to this step and the best, and nothing that has no whole manifest."""
     manifests = {}
     for path in sorted(folder.glob("*.json")):
-        try:
-            manifests[path] = _read_manifest(path)
-        except ValueError:
-            continue
-        if manifests[path].step > step:
-            del manifests[path]
-            path.unlink()
+        with contextlib.suppress(ValueError):
+            manifest = _read_manifest(path)
+            if manifest.step <= step:
+                manifests[path] = manifest
     scored = [path for path, manifest in manifests.items() if manifest.score is not None]
     best = min(scored, key=lambda path: manifests[path].score or 0.0) if scored else None
     kept = {*list(manifests)[-keep:], *([best] if best else [])}
-    for path in set(manifests) - kept:
+    for path in set(folder.glob("*.json")) - kept:
         path.unlink()
     stems = {path.stem for path in kept}
     for place in folder.iterdir():

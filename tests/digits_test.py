@@ -121,6 +121,7 @@ def test_the_permutation_is_one_for_training_and_test():
     assert image[np.argsort(permutation)].tolist() in images.tolist()
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_the_help_promises(tmp_path):
     """The judges choose nothing: every network trains to the end."""
     folder = tmp_path / "run"
