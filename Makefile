@@ -41,6 +41,8 @@ figures: $(VENV)/installed
 	cp runs/temporal_order/gradient_profiles.png docs/figures/temporal_order_profiles.png
 	cp runs/flossing/success.png docs/figures/flossing.png
 	cp runs/foretold/foretold.png docs/figures/foretold.png
+	$(BIN)/python -m experiments.series --flagfile=experiments/flags/series.flags --overwrite
+	cp runs/series/forecast.png docs/figures/series_forecast.png
 	cp runs/sine_6000/free_run.png docs/figures/tutorial_free_run.png
 	for name in free_run gradient_heatmap gradient_profile closed_loop loss; do \
 		cp runs/sine/$$name.png docs/figures/sine_$$name.png; done

@@ -127,16 +127,20 @@ def test_a_table_of_seeds_goes_on_after_the_last_finished(tmp_path, monkeypatch)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
-MEMORY = MemoryConfig(
-    length="8", hidden_size=5, batch_size=4, train_steps=12, test_every=3, seeds=3
-)
+FEW = {"hidden_size": 5, "batch_size": 4, "train_steps": 12, "test_every": 3, "seeds": 3}
+SIDE_BY_SIDE = {
+    "memory": (memory, MemoryConfig(length="8", **FEW)),
+    "digits": (digits, digits.DigitsConfig(**FEW)),
+    "series": (series, series.SeriesConfig(length=24, season=12, **FEW)),
+}
 
 
 @pytest.mark.slow
-def test_networks_side_by_side_go_on_within_their_group(tmp_path, monkeypatch):
-    whole = dataclasses.replace(MEMORY, workdir=str(tmp_path / "whole"))
-    memory.run(whole)
-    config = dataclasses.replace(MEMORY, workdir=str(tmp_path / "run"), checkpoint_every=3)
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_networks_side_by_side_go_on_within_their_group(name, tmp_path, monkeypatch):
+    experiment, settings = SIDE_BY_SIDE[name]
+    experiment.run(dataclasses.replace(settings, workdir=str(tmp_path / "whole")))
+    config = dataclasses.replace(settings, workdir=str(tmp_path / "run"), checkpoint_every=3)
     save = checkpoint.save
 
     def saving(folder, step, tree, **options):
@@ -147,8 +151,8 @@ def test_networks_side_by_side_go_on_within_their_group(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", saving)
         with pytest.raises(interruption.Interrupted, match="stopped at iteration 9 of 12"):
-            memory.run(config)
-    memory.run(config)
+            experiment.run(config)
+    experiment.run(config)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
     assert not (tmp_path / "run" / resuming.CHECKPOINTS).exists()
 
