@@ -2,11 +2,13 @@
 
 The 8x8 digits of scikit-learn (1,797 images of ten classes), one pixel a step and the class asked
 at the last; with --permuted the pixels come in one random order, the same for all images, in which
-what belongs together is far apart. Every cure of --cures (experiments/cures.py) is trained --seeds
-times, all seeds side by side, and judged by the share of the 449 test images that it gets right
-after its last iteration. The test set is a quarter of every class, set apart before anything else;
-nothing is drawn from it in training and no setting was chosen on it: with --judge=validation, a
-quarter of the training images is held out in its place, and the test images are left alone.
+what belongs together is far apart. Images are shifted and turned a little whenever they are drawn
+for training, or the 1,347 of them are soon known by heart. Every cure of --cures
+(experiments/cures.py) is trained --seeds times, all seeds side by side, and judged by the share of
+the 450 test images that it gets right after its last iteration. The test set is a quarter of every
+class, set apart before anything else; nothing is drawn from it in training and no setting was
+chosen on it: with --judge=validation a quarter of the training images is held out in its place, and
+the test images are left alone.
 
 Written to --workdir: networks.jsonl, one line a network; arrays/, curves and profiles by cure;
 learning_curves.png; gradient_profiles.png, the gradient of the loss at the state of each step,
@@ -23,6 +25,7 @@ Example:
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -52,6 +55,8 @@ class DigitsConfig(Learning):
 
     permuted: bool = option(False, "read the pixels in one random order, not row by row")
     learning_rate: float = option(0.003, "step size", above=0)
+    shift: float = option(0.5, "pixels by which training images are shifted at most", minimum=0)
+    turn: float = option(10.0, "degrees by which training images are turned at most", minimum=0)
     judge: str = option(
         "test",
         "what is held out from training and judges: the test set, or a part of the training set",
@@ -80,14 +85,22 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 
 def data_of(config: DigitsConfig, images: np.ndarray, labels: np.ndarray) -> Data:
     """What is trained on and what judges, two disjoint parts of the images."""
+    order = None
     if config.permuted:
-        images = images[:, np.random.default_rng(PERMUTATION_SEED).permutation(images.shape[1])]
+        order = np.random.default_rng(PERMUTATION_SEED).permutation(images.shape[1])
     kept, judges = digits.split(labels, HELD_OUT, SPLIT_SEED)
     if config.judge == "validation":
         part, held_out = digits.split(labels[kept], HELD_OUT, SPLIT_SEED)
         kept, judges = kept[part], kept[held_out]
-    task = digits.digits(images[kept], labels[kept], config.batch_size)
-    examples = digits.whole(images[judges], labels[judges])
+    vary = functools.partial(digits.moved, shift=config.shift, turn=config.turn)
+    task = digits.digits(
+        images[kept],
+        labels[kept],
+        config.batch_size,
+        order=order,
+        vary=vary if config.shift or config.turn else None,
+    )
+    examples = digits.whole(images[judges], labels[judges], order)
     return Data(task, lambda key: examples, len(judges), ends_training=False)
 
 

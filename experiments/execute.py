@@ -12,7 +12,6 @@ Examples:
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from experiments.options import UsageError, check, launch, option
 from rnn_jax import records
@@ -34,8 +33,8 @@ def notebook_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
-def execute(name: str, timeout: int) -> Any:
-    """A notebook with the outputs of its cells, an `nbformat.NotebookNode`.
+def execute(name: str, timeout: int) -> str:
+    """A notebook with the outputs of its cells, as the text of an .ipynb file.
 
     Raises:
         UsageError: the extra [notebooks] is not installed.
@@ -52,9 +51,12 @@ def execute(name: str, timeout: int) -> Any:
     notebook = jupytext.read(FOLDER / f"{name}.py")
     # Run where `python -m experiments...` is run, so that the package found is this one.
     where = {"metadata": {"path": str(FOLDER.parents[1])}}
-    return NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources=where
-    ).execute()
+    # A kernel warns of its sockets, which are on this machine alone.
+    quiet = ["--log-level=40"]
+    client = NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3", resources=where, extra_arguments=quiet
+    )
+    return jupytext.writes(client.execute(), fmt="ipynb")
 
 
 def main(config: ExecuteConfig) -> None:
@@ -69,9 +71,7 @@ def main(config: ExecuteConfig) -> None:
         notebook = execute(name, config.timeout)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            import nbformat
-
-            records.write_atomically(workdir / f"{name}.ipynb", nbformat.writes(notebook))
+            records.write_atomically(workdir / f"{name}.ipynb", notebook)
         except OSError as error:
             raise ValueError(records.cannot_write(workdir, error)) from error
         print(f"{workdir / name}.ipynb")

@@ -94,16 +94,23 @@ def check_memory(groups: list[Group], layout: Layout) -> None:
 
 @contextlib.contextmanager
 def trained(
-    experiment: str, config: Learning, groups: list[Group]
+    experiment: str, config: Learning, groups: list[Group], **facts: str
 ) -> Iterator[tuple[Path, list[Row]]]:
-    """Trains what is not yet trained; yields the folder, held, and the lines of all networks."""
+    """Trains what is not yet trained; yields the folder, held, and the lines of all networks.
+
+    Args:
+        experiment: its name.
+        config: its settings.
+        groups: what is to be trained.
+        facts: what else results depend on, kept with the settings.
+    """
     layout = layout_of(config, groups)
     check_memory(groups, layout)
     workdir = Path(config.workdir)
     with records.held(workdir):
         if config.overwrite or not config.resume:
             sweeping.start_afresh(workdir)
-        records.open_run(workdir, settings_of(experiment, config), config.overwrite)
+        records.open_run(workdir, settings_of(experiment, config) | facts, config.overwrite)
         safety = Safety(config.checkpoint_every, config.resume)
         yield (
             workdir,

@@ -108,10 +108,12 @@ def events(workdir: Path, num_steps: int, boundary: int | None = None) -> Iterat
 
 def _figures(norms: np.ndarray, boundary: int | None) -> dict[str, Any]:
     """The gradient so far, from |dL/ds_t| `[iterations, T]`."""
-    so_far = f"|dL/ds_t| in {len(norms):,} iterations"
+    span = f"in the first {len(norms):,} iterations"
     return {
-        "profile": plots.gradient_profiles(profiles(norms), so_far, boundary),
-        "heatmap": plots.gradient_heatmap(norms, so_far, boundary),
+        "profile": plots.gradient_profiles(
+            profiles(norms), f"The gradient by time step, {span}", boundary
+        ),
+        "heatmap": plots.gradient_heatmap(norms, f"The gradient {span}", boundary),
     }
 
 

@@ -117,7 +117,7 @@ def test_what_cannot_be_compared_is_named_in_one_line(folders, tmp_path):
     torn = write_run(tmp_path / "torn", {})
     (tmp_path / "torn" / "arrays" / "trace.npy").write_bytes(b"\x93NUMPY")
     for folder, said in (
-        (str(tmp_path / "nowhere"), "nowhere/config.json is not the config of a run"),
+        (str(tmp_path / "nowhere"), "nowhere is not the folder of a run"),
         (str(empty), r"empty holds no training run .*loss\.npy"),
         (longer, rf"one is of sequences of T = {T}, but .*longer of sequences of T = {T + 1}"),
         (other, "one is a run of sine, but .*other a run of digits"),

@@ -126,6 +126,7 @@ def test_other_batches_and_one_device_give_the_same_bytes(finished, tmp_path):
     assert contents(tmp_path / "a") == contents(finished[0])
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_and_ends_in_the_same_bytes(finished, tmp_path, monkeypatch):
     real, count = sweeping._write_part, [0]
 

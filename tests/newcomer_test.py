@@ -190,9 +190,13 @@ def test_the_plain_commands_and_the_python_in_a_fresh_clone(other_clone, home, t
     assert lines[0].startswith("python -m venv")
     (tmp_path / "python").symlink_to(sys._base_executable)
     (tmp_path / "readme.py").write_text(python_code())
-    path = f"export PATH={shlex.quote(str(tmp_path))}:$PATH"
-    script = "\n".join([path, *lines, f"python {shlex.quote(str(tmp_path / 'readme.py'))}"])
-    said = shell(script, other_clone, home)
+    # A list of commands joined by && that fails in its middle does not end a shell by itself.
+    script = [
+        f"export PATH={shlex.quote(str(tmp_path))}:$PATH",
+        *(f"{{ {line}; }} || exit 1" for line in lines),
+        f"python {shlex.quote(str(tmp_path / 'readme.py'))}",
+    ]
+    said = shell("\n".join(script), other_clone, home)
     assert (other_clone / "runs" / "sine" / "free_run.png").exists()
     assert re.search(r"\d+ passed", said)
     assert "gradient: " in said  # what the README's diagnosis prints

@@ -54,10 +54,8 @@ def outputs_of(notebook, kind):
 
 
 def texts_and_pictures(name, tmp_path):
-    import nbformat
-
     execute.main(execute.ExecuteConfig(names=(name,), workdir=str(tmp_path)))
-    notebook = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
+    notebook = jupytext.read(tmp_path / f"{name}.ipynb")
     # Nothing but pictures and printed lines is shown, and no warning.
     assert {o.name for o in outputs_of(notebook, "stream")} == {"stdout"}
     pictures = [o.data["image/png"] for o in outputs_of(notebook, "execute_result")]

@@ -132,6 +132,7 @@ MEMORY = MemoryConfig(
 )
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_go_on_within_their_group(tmp_path, monkeypatch):
     whole = dataclasses.replace(MEMORY, workdir=str(tmp_path / "whole"))
     memory.run(whole)

@@ -27,7 +27,7 @@ FLAX = "Flax"
 TORCH_THREADS = {"PyTorch, 1 thread": 1, "PyTorch, 2 threads": 2}
 
 FASTER_THAN_FLAX = Wanted(">=", 6)
-FASTER_THAN_TORCH = Wanted(">=", 60)
+FASTER_THAN_TORCH = Wanted(">=", 75)
 FASTER_END_TO_END = Wanted(">=", 6)
 
 

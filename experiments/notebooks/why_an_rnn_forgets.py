@@ -42,7 +42,7 @@ T, B, H = 100, 16, 64  # time steps, sequences, hidden units
 
 
 def curves(
-    lines: Mapping[str, np.ndarray], title: str, ylabel: str, xlabel: str = "time step t"
+    lines: Mapping[str, Array], title: str, ylabel: str, xlabel: str = "time step t"
 ) -> tuple:
     """A figure of lines over the time step, and its axes."""
     figure = new_figure()
@@ -97,8 +97,8 @@ axes.set_yscale("log")
 figure
 
 # %% [markdown]
-# A straight line on a logarithmic axis: each step multiplies what is left by the same factor. The
-# line ends where float32 has no more digits: from there on both runs are the same numbers.
+# A straight line on a logarithmic axis: each step multiplies what is left by the same factor. It
+# ends where float32 has no more digits: from there on the two runs differ by rounding alone.
 #
 # ## 2. The gradient goes the same way back
 #
@@ -230,7 +230,7 @@ draws = {
     "orthogonal": initializers.orthogonal(),
 }
 spectra = {
-    name: np.linalg.svd(draw(jax.random.key(0), (H, H), jnp.float32), compute_uv=False)
+    name: jnp.linalg.svd(draw(jax.random.key(0), (H, H), jnp.float32), compute_uv=False)
     for name, draw in draws.items()
 }
 figure, axes = curves(
@@ -363,13 +363,13 @@ cells = {
 }
 
 
-def profile(cell: rnn_jax.Cell) -> np.ndarray:
+def profile(cell: rnn_jax.Cell) -> Array:
     """ln of what is left of the gradient at each step, median of the batch."""
     params = cell.init(jax.random.key(5), 1)
     loss = gradflow.LastStep(lambda state: cell.emit(state) @ v)
     xs = batch.at[0].set(1.0)  # a first input to remember
     logs = gradflow.state_gradients(cell, params, cell.initial_state(params, (B,)), xs, loss)
-    return np.median(logs - logs[-1], axis=1)
+    return jnp.median(logs - logs[-1], axis=1)
 
 
 figure, axes = curves(

@@ -19,6 +19,7 @@ from rnn_jax.plots.learning import (
     start_and_end,
     success_table,
 )
+from rnn_jax.plots.series import Forecast, forecasts
 from rnn_jax.plots.speed import ratio_maps, scaling, speed_ratios
 from rnn_jax.plots.style import natural_log, png
 from rnn_jax.plots.sweep import Curve, Panel, phase_diagram, prediction, slopes_along, success
@@ -33,6 +34,7 @@ from rnn_jax.plots.training import (
 __all__ = [
     "Curve",
     "Flow",
+    "Forecast",
     "Learned",
     "Panel",
     "Trained",
@@ -41,6 +43,7 @@ __all__ = [
     "exponent_spectrum",
     "flow_comparison",
     "flow_profile",
+    "forecasts",
     "foretold",
     "free_run",
     "gradient_heatmap",

@@ -58,20 +58,23 @@ def running_median(values: np.ndarray, smooth: int = 100) -> tuple[np.ndarray, i
     return np.array([np.median(values[max(0, end - window) : end]) for end in ends]), window
 
 
-def gradient_heatmap(norms: np.ndarray, title: str, boundary: int | None = None) -> Figure:
+def gradient_heatmap(
+    norms: np.ndarray, title: str, boundary: int | None = None, every: int = 1
+) -> Figure:
     """ln|dL/ds_t| over training iteration and time step.
 
     Args:
         norms: `[iterations, T]`.
         title: the finding.
         boundary: last time step with a true input, marked by a line; None where all are true.
+        every: iterations from one row of norms to the next.
     """
     figure = new_figure()
     axes = dress(figure.subplots(), title, "training iteration", "time step t")
     logs = natural_log(norms).T
     finite = logs[np.isfinite(logs)]
     low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
-    iterations = norms.shape[0]
+    iterations = every * norms.shape[0]
     image = axes.imshow(
         np.where(np.isfinite(logs), logs, np.nan),
         origin="lower",
