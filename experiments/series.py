@@ -37,7 +37,6 @@ from experiments.recipes import Data, Learner, recipe
 from experiments.series_data import SUNSPOTS, Series, fingerprint, normalized, read_series
 from experiments.sweeping import Arrays, Group, Row
 from rnn_jax.tasks.series import series, windows_from
-from rnn_jax.tasks.task import Task
 from rnn_jax.types import Array, Key
 
 
@@ -91,16 +90,11 @@ def read(config: SeriesConfig) -> Series:
     )
 
 
-def task_of(config: SeriesConfig, read: Series) -> Task:
-    """The windows that are learned from."""
-    learned = normalized(read)[: read.validation]
-    return series(learned, config.length, config.batch_size, warmup=config.warmup)
-
-
 def groups_of(config: SeriesConfig, read: Series) -> list[Group]:
     """A group for each cure; its networks are the seeds."""
-    task = task_of(config, read)
     known = normalized(read)[: read.held_out]
+    learned = known[: read.validation]
+    task = series(learned, config.length, config.batch_size, warmup=config.warmup)
     try:
         examples = windows_from(known, read.validation, config.length, config.warmup)
     except ValueError as error:
@@ -145,10 +139,7 @@ def run(config: SeriesConfig) -> list[Row]:
     groups = groups_of(config, found)
     facts = {"values": fingerprint(found)}
     with learning.trained("series", config, groups, **facts) as (workdir, rows):
-        chance_loss = task_of(config, found).chance_loss
-        text = series_figures.save(
-            workdir, found, rows, groups, config.season, config.test_every, chance_loss
-        )
+        text = series_figures.save(workdir, found, rows, groups, config.season, config.test_every)
         learning.tell(workdir, text)
     return rows
 

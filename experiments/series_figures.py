@@ -7,7 +7,8 @@ import numpy as np
 from experiments import forecasts
 from experiments.forecasts import FREE_RUN, ONE_STEP, Forecasts, rmse, spread
 from experiments.memory_figures import Trained, best_cells
-from experiments.series_data import Series
+from experiments.series_data import Series, normalized
+from experiments.sine_figures import heatmap_finding
 from experiments.sweeping import Group, Row
 from rnn_jax import plots, records
 
@@ -22,7 +23,6 @@ def save(
     groups: list[Group],
     season: int,
     test_every: int,
-    chance_loss: float,
 ) -> str:
     """Draws the figures, writes table and forecasts; returns the summary.
 
@@ -33,9 +33,8 @@ def save(
         groups: theirs.
         season: rows of a season; 0 for none.
         test_every: iterations between two points of a curve.
-        chance_loss: of the best straight line from a value to the next.
     """
-    cells = best_cells(workdir, rows, groups, [chance_loss] * len(groups))
+    cells = best_cells(workdir, rows, groups, [validation_baseline(series)] * len(groups))
     losses = [validation_loss(cell) for cell in cells]
     best = int(np.argmin(losses))
     cell = cells[best]
@@ -66,6 +65,12 @@ def validation_loss(cell: Trained) -> float:
     return float(np.median(losses)) if losses else np.inf
 
 
+def validation_baseline(series: Series) -> float:
+    """Loss on the validation rows of repeating the last value."""
+    known = normalized(series)[series.validation - 1 : series.held_out]
+    return float(np.mean(np.square(np.diff(known, axis=0))))
+
+
 def load_forecasts(workdir: Path, series: Series, group: int, season: int) -> Forecasts:
     """What a group's networks foretold, in the units of the file."""
     one_step, free = (
@@ -84,23 +89,23 @@ def save_learning(
     workdir: Path, cells: list[Trained], best: Trained, traces: np.ndarray, test_every: int
 ) -> None:
     """Curves on the validation rows, and the gradient of the networks that forecast."""
-    panel = "mean squared error on the validation rows, normalized"
+    panel = "the validation rows, one step ahead, normalized"
     plots.learning_curves(
         {panel: {cell.kind: cell.learned for cell in cells}},
         test_every,
         {panel: best.chance_loss},
-        f"The networks learn: {validation_loss(best):.3g}, a straight line {best.chance_loss:.3g}",
+        f"{best.kind} comes to {validation_loss(best):.3g}; the last value {best.chance_loss:.3g}",
         ylabel="mean squared error",
-        baseline="a line from the last",
+        baseline=forecasts.LAST_VALUE,
     ).savefig(workdir / "learning_curves.png")
     plots.start_and_end(
         {cell.kind: cell.learned for cell in cells},
         "The gradient of a window's last loss, before training and after",
-        ("after: better than the last value", "after: worse"),
+        ("after: beats the last value", "after: does not"),
     ).savefig(workdir / "gradient_profiles.png")
     plots.gradient_heatmap(
         traces,
-        "|dL/ds_t| in a window over training: middle of the networks",
+        f"{heatmap_finding(traces)} (median of the networks, {best.kind})",
         every=test_every,
     ).savefig(workdir / "gradient_heatmap.png")
 

@@ -47,7 +47,7 @@ def forecasts(
         for (word, values), colour in zip(
             found.baselines.items(), (ORANGE, GREEN, "#CC79A7"), strict=False
         ):
-            axes.plot(times, values, color=colour, linewidth=1.1, linestyle="--", label=word)
+            axes.plot(times, values, "--", color=colour, linewidth=1.0, alpha=0.7, label=word)
         axes.fill_between(
             times,
             found.mean - 2 * found.spread,
