@@ -283,7 +283,8 @@ def started(folder, *flags):
 def test_thirty_sigkills(tmp_path):
     """Killed at random moments thirty times, then to the end: nothing missing, nothing twice."""
     whole = started(tmp_path / "whole")
-    assert whole.wait(300) == 0, whole.stderr.read()
+    said = whole.communicate(timeout=300)[1]
+    assert whole.returncode == 0, said
     draw = random.Random(0)
     killed = 0
     while killed < 30:
