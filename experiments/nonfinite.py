@@ -131,11 +131,10 @@ def examine(
         return str(error).splitlines()[0]
     records.save_array(workdir, PROFILE, logs)
     middle = np.median(logs.reshape(len(logs), -1), axis=1)
-    flow = plots.Flow(f"iteration {step}", logs, found.exponent, verdict=found.verdict)
-    figure = plots.flow_profile(
-        flow,
-        f"Iteration {step}: back over {len(logs)} steps the gradient changes by "
-        f"e^{middle[0] - middle[-1]:.0f}",
+    figure = plots.beyond_range(
+        logs,
+        f"Iteration {step}: back over {len(logs)} steps the gradient changes by a factor "
+        f"e^{middle[0] - middle[-1]:.0f}, {found.slope:+.3f} nats per step",
     )
     records.write_atomically(workdir / f"{PROFILE}.png", plots.png(figure))
     text = f"{found}\n"

@@ -117,12 +117,12 @@ def run_training(
                 at = nonfinite.replayed(
                     objective, optimizer, sample, before[1], key, steps, trace, log_every
                 )
-                found = " " + nonfinite.examine(
+                found = "; " + nonfinite.examine(
                     workdir, objective, sample, way_back, at, key, bad.step
                 )
         return nonfinite.NonFinite(
             bad.step,
-            f"iteration {bad.step}: {bad.where}.{found} {nonfinite.advice(clip_norm)}. What was "
+            f"iteration {bad.step}: {bad.where}{found}. {nonfinite.advice(clip_norm)}. What was "
             "recorded before stays in the run's folder",
         )
 

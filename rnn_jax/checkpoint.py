@@ -130,8 +130,6 @@ def load(folder: Path, like: Any = None) -> Checkpoint | None:
 
     One that was cut short or changed is passed over with a warning.
     """
-    import orbax.checkpoint as ocp
-
     broken = []
     for path in sorted(folder.glob("*.json"), reverse=True):
         try:
@@ -143,6 +141,8 @@ def load(folder: Path, like: Any = None) -> Checkpoint | None:
             continue
         if like is not None:
             _check_leaves(path, manifest, like)
+        import orbax.checkpoint as ocp  # here, where there is something to load
+
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
         try:
             with ocp.StandardCheckpointer() as checkpointer:

@@ -13,6 +13,7 @@ import fcntl
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,11 +88,19 @@ def held(workdir: str | Path) -> Iterator[None]:
                 "name another folder"
             ) from error
         try:
+            _drop_unfinished(path)
             yield
         except OSError as error:
             if error.errno in NO_MORE or not path.exists():
                 raise ValueError(cannot_write(workdir, error)) from error
             raise
+
+
+def _drop_unfinished(path: Path) -> None:
+    """Removes what a process that was killed had begun to write; see `write_atomically`."""
+    for unfinished in path.rglob(".*"):
+        if re.fullmatch(r"\.(.+\.|writable-)\d+", unfinished.name) and not unfinished.is_dir():
+            unfinished.unlink(missing_ok=True)
 
 
 def cannot_write(workdir: str | Path, error: OSError) -> str:

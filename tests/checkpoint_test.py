@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,9 @@ def test_another_network_is_refused_by_its_first_leaf(kept):
         checkpoint.load(kept, state_of(4))
 
 
-def test_there_may_be_none(tmp_path):
+def test_there_may_be_none(tmp_path, monkeypatch):
+    """And Orbax, half a second, is not imported to find that out."""
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     assert checkpoint.load(tmp_path / "nothing", state_of()) is None
     (tmp_path / "000000000005").mkdir()
     assert checkpoint.load(tmp_path, state_of()) is None, "no manifest, so it never was whole"

@@ -76,3 +76,18 @@ def test_a_config_that_is_no_object(tmp_path):
     (tmp_path / records.CONFIG).write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"config\.json is not UTF-8"):
         records.load_config(tmp_path)
+
+
+def test_what_a_killed_process_had_begun_to_write_is_gone_when_the_folder_is_held(tmp_path):
+    path = records.open_run(tmp_path, {"seed": 1})
+    unfinished = [
+        path / ".metrics.jsonl.123",
+        path / "arrays" / ".trace.npy.45",
+        path / ".writable-6",
+    ]
+    others = [path / ".hidden", path / "config.json", path / "arrays" / ".7"]
+    for file in (*unfinished, *others[::2]):
+        file.write_text("half")
+    with records.held(tmp_path):
+        assert not any(file.exists() for file in unfinished)
+        assert all(file.exists() for file in others)

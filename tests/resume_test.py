@@ -287,7 +287,8 @@ def started(folder, *flags):
 def test_thirty_sigkills(tmp_path):
     """Killed at random moments thirty times, then to the end: nothing missing, nothing twice."""
     whole = started(tmp_path / "whole")
-    assert whole.wait(300) == 0, whole.stderr.read()
+    said = whole.communicate(timeout=300)[1]
+    assert whole.returncode == 0, said
     draw = random.Random(0)
     killed = 0
     while killed < 30:
@@ -320,3 +321,39 @@ def test_sigterm_ends_with_a_code_of_its_own_and_the_line_to_go_on(tmp_path):
     assert re.search(r"taken up after iteration \d+000", again.stderr)
     rows = records.load_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(1000, 60001, 1000))
+
+
+@pytest.mark.slow
+def test_networks_side_by_side_survive_kills_within_a_group(tmp_path):
+    settings = (
+        *("--length=20", "--hidden_size=20", "--train_steps=3000", "--test_every=50", "--seeds=4"),
+        *("--cpu_devices=2", "--checkpoint_every=100"),
+    )
+
+    def started(folder):
+        command = (sys.executable, "-m", "experiments.memory", f"--workdir={folder}", *settings)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    worker = started(tmp_path / "whole")
+    said = worker.communicate(timeout=300)[1]
+    assert worker.returncode == 0, said
+    stood = []
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGKILL, -9)):
+        worker = started(tmp_path / "run")
+        # Further than the one before it, so that there is something to go on from.
+        deadline = time.monotonic() + 100
+        folder = tmp_path / "run" / resuming.CHECKPOINTS / "0000"
+        while time.monotonic() < deadline and worker.poll() is None:
+            steps = checkpoint.steps(folder) if folder.exists() else []
+            if steps and (not stood or steps[-1] > stood[-1]):
+                stood.append(steps[-1])
+                break
+            time.sleep(0.02)
+        worker.send_signal(number)
+        said = worker.communicate(timeout=100)[1]
+        assert worker.returncode == code, said
+    assert len(stood) == 3
+    worker = started(tmp_path / "run")
+    said = worker.communicate(timeout=300)[1]
+    assert worker.returncode == 0, said
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")

@@ -3,6 +3,7 @@
 from rnn_jax.plots.comparison import Trained, trained_side_by_side
 from rnn_jax.plots.flow import (
     Flow,
+    beyond_range,
     credit_heatmap,
     eigenvalue_plane,
     exponent_spectrum,
@@ -38,6 +39,7 @@ __all__ = [
     "Learned",
     "Panel",
     "Trained",
+    "beyond_range",
     "credit_heatmap",
     "eigenvalue_plane",
     "exponent_spectrum",

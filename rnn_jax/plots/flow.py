@@ -94,6 +94,28 @@ def flow_profile(flow: Flow, title: str) -> Figure:
     return figure
 
 
+def beyond_range(log_norms: np.ndarray, title: str) -> Figure:
+    """ln|dL/ds_t| over t, beside the largest number that float32 holds.
+
+    Args:
+        log_norms: `[T]` or `[T, B]`, nats.
+        title: the finding.
+    """
+    figure = new_figure()
+    axes = dress(figure.subplots(), title, "time step t", LOG_GRADIENT)
+    logs = _finite(np.asarray(log_norms, np.float64).reshape(len(log_norms), -1))
+    steps = 1 + np.arange(len(logs))
+    middle = np.nanmedian(logs, axis=1)
+    if logs.shape[1] > 1:
+        axes.plot(steps, logs, color=BLUE, alpha=0.15, linewidth=0.8)
+    axes.plot(steps, middle, color=BLUE, linewidth=2.2, label="followed in logarithms")
+    end = float(np.log(np.finfo(np.float32).max))
+    axes.axhline(end, color=RED, linestyle="--", linewidth=1.8, label="float32 ends here: inf")
+    axes.fill_between(steps, end, np.maximum(middle, end), color=RED, alpha=0.15, linewidth=0)
+    axes.legend(fontsize=11, frameon=False)
+    return figure
+
+
 def flow_comparison(flows: Sequence[Flow], title: str) -> Figure:
     """Several networks side by side on one scale: the picture that explains the problem."""
     figure = new_figure(12.0, 4.8)
