@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import interruption, memory, nonfinite, resuming, sine
+from experiments import digits, interruption, memory, nonfinite, resuming, series, sine
 from experiments.memory import MemoryConfig
 from experiments.nonfinite import NonFinite
 from experiments.options import UsageError
