@@ -29,7 +29,7 @@ newcomer: $(VENV)/installed-test
 	RNN_JAX_NEWCOMER=1 $(BIN)/python -m pytest -m slow tests/newcomer_test.py
 
 # The figures of the README, from the code as it is.
-figures: $(VENV)/installed
+figures: $(VENV)/installed-test
 	$(BIN)/python -m experiments.sine --flagfile=experiments/flags/sine.flags --overwrite
 	$(BIN)/python -m experiments.sine --flagfile=experiments/flags/sine_6000.flags --overwrite
 	$(BIN)/python -m experiments.gradient_flow --flagfile=experiments/flags/gradient_flow.flags --overwrite
@@ -43,6 +43,8 @@ figures: $(VENV)/installed
 	cp runs/foretold/foretold.png docs/figures/foretold.png
 	$(BIN)/python -m experiments.series --flagfile=experiments/flags/series.flags --overwrite
 	cp runs/series/forecast.png docs/figures/series_forecast.png
+	$(BIN)/python -m experiments.digits --flagfile=experiments/flags/digits.flags --overwrite
+	cp runs/digits/gradient_profiles.png docs/figures/digits_profiles.png
 	cp runs/sine_6000/free_run.png docs/figures/tutorial_free_run.png
 	for name in free_run gradient_heatmap gradient_profile closed_loop loss; do \
 		cp runs/sine/$$name.png docs/figures/sine_$$name.png; done
