@@ -14,6 +14,7 @@ from rnn_jax.bidirectional import (
 from rnn_jax.cells import (
     Affine,
     Cell,
+    Derivative,
     DroppedParams,
     ElmanParams,
     GRUParams,
@@ -50,6 +51,7 @@ __all__ = [
     "Affine",
     "Bidirectional",
     "Cell",
+    "Derivative",
     "Directions",
     "DroppedParams",
     "ElmanParams",
