@@ -228,7 +228,8 @@ def _log_singular_values(cell: Cell, params: Params, previous: State, xs: Array)
     size = frame.shape[0]
 
     def forward(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, Array]:
-        return jnp.linalg.qr(_push(cell, params, *inputs, frame))
+        frame, triangle = jnp.linalg.qr(_push(cell, params, *inputs, frame))
+        return frame, triangle  # scan takes a pair, not the QRResult of newer JAX
 
     def backward(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, None]:
         return jnp.linalg.qr(_pull(cell, params, *inputs, frame))[0], None
