@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import axes, sine
+from experiments import sine
 from experiments.benchmarks import (
     compiling,
     contenders,
@@ -56,9 +56,11 @@ from experiments.benchmarks import (
     tutorial,
 )
 from experiments.benchmarks.report import Findings, Number, Row, Wanted
-from experiments.options import UsageError, check, launch, option
-from experiments.runner import open_workdir, use_compilation_cache
-from rnn_jax import plots, records, sharding
+from experiments.cli import axes
+from experiments.cli.options import UsageError, check, launch, option
+from experiments.training.runner import open_workdir, use_compilation_cache
+from rnn_jax import plots, sharding
+from rnn_jax.io import records
 
 TRACE_PAIRS = 3
 """Pairs of runs for each of `repeats`: a ratio near 1 wants more of them."""

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.options import UsageError, check, launch, option
-from experiments.runner import settings_of
-from experiments.sine_figures import profiles
-from rnn_jax import plots, records
+from experiments.cli.options import UsageError, check, launch, option
+from experiments.reports.sine import profiles
+from experiments.training.runner import settings_of
+from rnn_jax import plots
 from rnn_jax.gradflow.profile import e_folding_length, fit_slope, lag_profile
+from rnn_jax.io import records
 
 NUM_SPANS = 60
 """Stretches of training that a slope is fitted on."""

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.networks import network_of_run
-from experiments.options import UsageError, launch, option
-from experiments.runner import use_compilation_cache
-from rnn_jax import gradflow, records
+from experiments.cli.options import UsageError, launch, option
+from experiments.setup.networks import network_of_run
+from experiments.training.runner import use_compilation_cache
+from rnn_jax import gradflow
+from rnn_jax.io import records
 
 
 @dataclasses.dataclass(frozen=True)

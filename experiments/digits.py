@@ -4,8 +4,8 @@ The 8x8 digits of scikit-learn (1,797 images of ten classes), one pixel a step a
 at the last; with --permuted the pixels come in one random order, the same for all images, in which
 what belongs together is far apart. Images are shifted and turned a little whenever they are drawn
 for training, or the 1,347 of them are soon known by heart. Every cure of --cures
-(experiments/cures.py) is trained --seeds times, all seeds side by side, and judged by the share of
-the 450 test images that it gets right after its last iteration. The test set is a quarter of every
+(experiments/setup/presets.py) is trained --seeds times, all seeds side by side, and judged by
+the share of the 450 test images that it gets right after its last iteration. The test set is a quarter of every
 class, set apart before anything else; nothing is drawn from it in training and no setting was
 chosen on it: with --judge=validation a quarter of the training images is held out in its place, and
 the test images are left alone.
@@ -29,12 +29,13 @@ import functools
 
 import numpy as np
 
-from experiments import digits_figures, lanes, learning
-from experiments.learning import Learning, check_learning, cure_names, cured
-from experiments.method import check_flossing, check_method
-from experiments.options import UsageError, launch, option
-from experiments.recipes import Data, recipe
-from experiments.sweeping import Group, Row
+from experiments.cli.options import UsageError, launch, option
+from experiments.reports import digits as digits_report
+from experiments.setup.method import check_flossing, check_method
+from experiments.training import lanes, learning
+from experiments.training.learning import Learning, check_learning, cure_names, cured
+from experiments.training.recipes import Data, recipe
+from experiments.training.sweeping import Group, Row
 from rnn_jax.tasks import digits
 from rnn_jax.tasks.task import Task
 
@@ -133,7 +134,7 @@ def run(config: DigitsConfig) -> list[Row]:
     groups = groups_of(config, data)
     with learning.trained("digits", config, groups) as (workdir, rows):
         task: Task = data.task
-        text = digits_figures.save(
+        text = digits_report.save(
             workdir, task_name(config), rows, groups, task.chance_wrong, config.test_every
         )
         learning.tell(workdir, text)

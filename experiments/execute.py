@@ -13,8 +13,8 @@ Examples:
 import dataclasses
 from pathlib import Path
 
-from experiments.options import UsageError, check, launch, option
-from rnn_jax import records
+from experiments.cli.options import UsageError, check, launch, option
+from rnn_jax.io import records
 
 FOLDER = Path(__file__).parent / "notebooks"
 

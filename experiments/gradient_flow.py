@@ -23,9 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.flow_figures import power_of_ten, save_figures
-from experiments.flow_measurements import Measured, exponents_of, measure, slope_bounds
-from experiments.networks import (
+from experiments.analysis.flow_measurements import Measured, exponents_of, measure, slope_bounds
+from experiments.analysis.sweep_theory import predicted_slope as theory_of
+from experiments.cli.options import UsageError, check, launch, option
+from experiments.reports.gradient_flow import power_of_ten, save_figures
+from experiments.setup.networks import (
     CELLS,
     RECURRENT_INITS,
     Network,
@@ -33,11 +35,10 @@ from experiments.networks import (
     make_cell,
     network_of_run,
 )
-from experiments.options import UsageError, check, launch, option
-from experiments.runner import open_workdir, use_compilation_cache
-from experiments.sweep_theory import predicted_slope as theory_of
-from rnn_jax import gradflow, plots, records
+from experiments.training.runner import open_workdir, use_compilation_cache
+from rnn_jax import gradflow, plots
 from rnn_jax.cells import ACTIVATIONS
+from rnn_jax.io import records
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,13 +33,17 @@ import jax
 import numpy as np
 from absl import logging
 
-from experiments import axes, sweep_figures, sweep_fits, sweep_tasks, sweep_theory, sweeping
-from experiments.networks import CELLS, RECURRENT_INITS, WITH_ACTIVATION
-from experiments.options import UsageError, check, launch, option
-from experiments.runner import settings_of, use_compilation_cache
-from experiments.sweeping import Group, Layout, Row
-from rnn_jax import records, sharding, sweep
+from experiments.analysis import sweep_fits, sweep_theory
+from experiments.cli import axes
+from experiments.cli.options import UsageError, check, launch, option
+from experiments.reports import gradient_sweep as sweep_report
+from experiments.setup.networks import CELLS, RECURRENT_INITS, WITH_ACTIVATION
+from experiments.training import sweep_tasks, sweeping
+from experiments.training.runner import settings_of, use_compilation_cache
+from experiments.training.sweeping import Group, Layout, Row
+from rnn_jax import sharding, sweep
 from rnn_jax.cells import ACTIVATIONS
+from rnn_jax.io import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +239,7 @@ def run(config: SweepConfig) -> list[Row]:
             )
         rows = sweeping.run_groups(groups, workdir, config.seed, layout)
         if writer:
-            text = sweep_figures.save(workdir, rows, groups)
+            text = sweep_report.save(workdir, rows, groups)
             records.write_atomically(workdir / "summary.txt", text)
             print(text, end="")
     return rows

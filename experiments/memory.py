@@ -4,8 +4,8 @@ Every cure of --cures is trained on --task at every --length, --seeds times, all
 A network has solved the task when at most 1 % of 400 sequences drawn apart from training are wrong
 (delayed_xor: 1 % of the answers). They are the same at every test, and the first test passed ends
 its training. Its gradient is measured before the first iteration and after the last. A cure is a
-few settings laid over the others (experiments/cures.py); without --cures the settings alone are
-trained. With several --learning_rate each is tried, and the best is told.
+few settings laid over the others (experiments/setup/presets.py); without --cures the settings alone
+are trained. With several --learning_rate each is tried, and the best is told.
 
 Written to --workdir: networks.jsonl, one line a network; arrays/, curves and profiles by group;
 learning_curves.png against the chance line; gradient_profiles.png, start and end; success.png where
@@ -34,13 +34,15 @@ import itertools
 import jax
 import numpy as np
 
-from experiments import axes, lanes, learning, memory_figures
-from experiments.learning import Learning, check_learning, cure_names, cured
-from experiments.method import check_flossing, check_method, floss_iterations
-from experiments.options import UsageError, launch, option
-from experiments.recipes import Data, recipe
-from experiments.sweep_tasks import TASKS
-from experiments.sweeping import Group, Row
+from experiments.cli import axes
+from experiments.cli.options import UsageError, launch, option
+from experiments.reports import memory as memory_report
+from experiments.setup.method import check_flossing, check_method, floss_iterations
+from experiments.training import lanes, learning
+from experiments.training.learning import Learning, check_learning, cure_names, cured
+from experiments.training.recipes import Data, recipe
+from experiments.training.sweep_tasks import TASKS
+from experiments.training.sweeping import Group, Row
 from rnn_jax.tasks.task import Task
 
 TEST_SEQUENCES = 400
@@ -112,7 +114,7 @@ def run(config: MemoryConfig) -> list[Row]:
     groups = groups_of(config)
     with learning.trained("memory", config, groups) as (workdir, rows):
         chance = [_task(config, g.settings["length"], 1).chance_loss for g in groups]
-        text = memory_figures.save(workdir, config.task, rows, groups, chance, config.test_every)
+        text = memory_report.save(workdir, config.task, rows, groups, chance, config.test_every)
         learning.tell(workdir, text)
     return rows
 

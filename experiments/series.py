@@ -4,7 +4,7 @@ Reads columns of any CSV file with a line of names (gzip too); without --csv the
 numbers, 1749 to 2008, that come with the project. The last --held_out rows are what is foretold:
 they are neither learned from nor looked at in any choice. Networks learn from windows of the rows
 before, --seeds of them side by side, and are compared on the --validation rows between; with
-several --cures (experiments/cures.py) the one with the lowest median loss there makes the
+several --cures (experiments/setup/presets.py) the one with the lowest median loss there makes the
 forecasts. Values are normalized by the rows learned from alone.
 
 One step ahead a network has read all true values before the row. Running free it has read those
@@ -29,13 +29,15 @@ import dataclasses
 
 import numpy as np
 
-from experiments import forecasts, lanes, learning, series_figures
-from experiments.learning import Learning, check_learning, cure_names, cured
-from experiments.method import check_flossing, check_method, model_of
-from experiments.options import UsageError, launch, option
-from experiments.recipes import Data, Learner, recipe
-from experiments.series_data import SUNSPOTS, Series, fingerprint, normalized, read_series
-from experiments.sweeping import Arrays, Group, Row
+from experiments.analysis import forecasts
+from experiments.cli.options import UsageError, launch, option
+from experiments.data.series_data import SUNSPOTS, Series, fingerprint, normalized, read_series
+from experiments.reports import series as series_report
+from experiments.setup.method import check_flossing, check_method, model_of
+from experiments.training import lanes, learning
+from experiments.training.learning import Learning, check_learning, cure_names, cured
+from experiments.training.recipes import Data, Learner, recipe
+from experiments.training.sweeping import Arrays, Group, Row
 from rnn_jax.tasks.series import series, windows_from
 from rnn_jax.types import Array, Key
 
@@ -139,7 +141,7 @@ def run(config: SeriesConfig) -> list[Row]:
     groups = groups_of(config, found)
     facts = {"values": fingerprint(found)}
     with learning.trained("series", config, groups, **facts) as (workdir, rows):
-        text = series_figures.save(workdir, found, rows, groups, config.season, config.test_every)
+        text = series_report.save(workdir, found, rows, groups, config.season, config.test_every)
         learning.tell(workdir, text)
     return rows
 

@@ -28,15 +28,19 @@ import numpy as np
 import optax
 
 import rnn_jax
-from experiments import footprint, free_running, sine_figures, sine_seeds
-from experiments.history import History
-from experiments.options import UsageError, check, launch, option
-from experiments.restoring import trace_of, trained
-from experiments.runner import NO_MATTER, open_workdir, use_compilation_cache
-from experiments.tensorboard_events import events, load_format
-from rnn_jax import initializers, losses, objectives, optim, records, train
-from rnn_jax.reading import shown
+from experiments.analysis import free_running
+from experiments.cli.options import UsageError, check, launch, option
+from experiments.reports import sine as sine_report
+from experiments.training import memory_check, sine_seeds
+from experiments.training.history import History
+from experiments.training.restoring import trace_of, trained
+from experiments.training.runner import NO_MATTER, open_workdir, use_compilation_cache
+from experiments.training.tensorboard_events import events, load_format
+from rnn_jax import initializers, losses, objectives, training
+from rnn_jax.io import records
+from rnn_jax.io.reading import shown
 from rnn_jax.tasks import sine
+from rnn_jax.training import optim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +181,7 @@ def config_of(settings: dict[str, Any]) -> SineConfig:
 def check_memory(config: SineConfig) -> None:
     """`UsageError` where training takes more memory than there is; nothing is compiled."""
     parts = setup_at(config, config.learning_rate)
-    needed = footprint.training_bytes(
+    needed = memory_check.training_bytes(
         parts.objective,
         parts.optimizer,
         parts.sample,
@@ -189,7 +193,7 @@ def check_memory(config: SineConfig) -> None:
     flags = (
         "--hidden_size, --num_points, --free_run_steps, --batch_size, --log_every or --num_steps"
     )
-    footprint.check_fits(needed, flags)
+    memory_check.check_fits(needed, flags)
 
 
 def run(config: SineConfig, write: bool = True) -> Result:
@@ -219,7 +223,7 @@ def check_config(config: SineConfig) -> None:
 def _run(config: SineConfig, workdir: Path | None) -> Result:
     parts = setup_at(config, config.learning_rate)
     init_key, data_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
-    state = train.init_state(parts.model, parts.optimizer, init_key, 1, config.batch_size)
+    state = training.init_state(parts.model, parts.optimizer, init_key, 1, config.batch_size)
     if workdir is not None:
         records.save_tree(workdir, "params_start", state.params)
     with told_to_tensorboard(config, workdir) as tell:
@@ -243,8 +247,8 @@ def _run(config: SineConfig, workdir: Path | None) -> Result:
             drawn = free_running.warmed(parts.model, state.params, drawn_key)
         exponents = free_running.closed_loop_exponents(parts.model, state.params, drawn_key)
         records.save_array(workdir, "closed_loop_exponents", exponents)
-        sine_figures.save_figures(workdir, history, drawn, config.free_run_steps, exponents)
-        print(sine_figures.summary(workdir, history, drawn))
+        sine_report.save_figures(workdir, history, drawn, config.free_run_steps, exponents)
+        print(sine_report.summary(workdir, history, drawn))
         if result.skipped:
             print(
                 f"{result.skipped} of {config.num_steps} updates were skipped: their gradient was "

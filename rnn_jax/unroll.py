@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rnn_jax import adjoint
+from rnn_jax import bptt
 from rnn_jax.cells import Cell
 from rnn_jax.types import Array, Params, State
 
@@ -40,7 +40,7 @@ def unroll(
     Raises:
         ValueError: shapes that do not fit, both named.
 
-    The reverse rule runs the lines of `rnn_jax.adjoint`. Like every `jax.custom_vjp` it has no
+    The reverse rule runs the lines of `rnn_jax.bptt`. Like every `jax.custom_vjp` it has no
     forward mode; `plain_unroll` has.
 
     >>> import jax, jax.numpy as jnp
@@ -137,10 +137,10 @@ def run_forward(
     xs: Array,
     perturbations: State | None = None,
     valid: Array | None = None,
-) -> adjoint.Trajectory:
+) -> bptt.Trajectory:
     """`adjoint.forward`, with what does not fit said in the user's terms."""
     try:
-        return adjoint.forward(cell, params, state, xs, perturbations, valid)
+        return bptt.forward(cell, params, state, xs, perturbations, valid)
     except TypeError as error:
         shapes = jax.tree.map(jnp.shape, params)
         reason = " ".join(str(error).partition("\n---")[0].split())
@@ -239,9 +239,9 @@ def _forward(
 
 def _backward(cell: Cell, residuals: Any, immediate: State) -> tuple[Any, ...]:
     params, trajectory, perturbed = residuals
-    linearization = adjoint.linearize(cell, params, trajectory)
-    result, initial = adjoint.adjoints(linearization, immediate, trajectory.valid)
-    gradients, inputs = adjoint.parameter_gradients(cell, params, trajectory, result)
+    linearization = bptt.linearize(cell, params, trajectory)
+    result, initial = bptt.adjoints(linearization, immediate, trajectory.valid)
+    gradients, inputs = bptt.parameter_gradients(cell, params, trajectory, result)
     return gradients, initial, inputs, result if perturbed else None, None
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import axes
-from experiments.options import UsageError
+from experiments.cli import axes
+from experiments.cli.options import UsageError
 
 
 def test_a_range_has_both_its_ends():

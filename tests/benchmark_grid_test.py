@@ -11,7 +11,7 @@ from experiments.benchmarks import contenders, grid, report
 from experiments.benchmarks.contenders import Agreement, Shape
 from experiments.benchmarks.report import Row
 from experiments.benchmarks.timing import Side, Times
-from experiments.options import UsageError
+from experiments.cli.options import UsageError
 
 SHAPE = Shape("elman", 4, 2, 3)
 

@@ -15,7 +15,7 @@ import pytest
 import reference
 from absl import flags
 
-from experiments import benchmark, options, sine
+from experiments import benchmark, sine
 from experiments.benchmarks import (
     flax_loop,
     gradients,
@@ -28,6 +28,7 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.report import COST, Number, Row, Wanted
 from experiments.benchmarks.timing import Side, Times
+from experiments.cli import options
 from rnn_jax.types import Batch
 
 H = tutorial.CONFIG.hidden_size
@@ -489,7 +490,7 @@ def test_rows_of_the_traces_put_on_over_off(monkeypatch):
         asked.append(iterations)
         return Side(lambda: 3.0 if trace is traces.traces.trace_states else 2.0, iterations)
 
-    monkeypatch.setattr(traces, "training", training)
+    monkeypatch.setattr(traces, "training_side", training)
     (row,), *_ = traces.findings(iterations=8, repeats=4)
     np.testing.assert_array_equal(report.ratios(row), [1.5] * 4)
     assert asked == [4, 4]
@@ -503,8 +504,8 @@ def test_a_shape_of_the_traces_trains_what_it_says(monkeypatch):
     def train_chunk(objective, optimizer, sample, state, key, iterations, trace):
         asked.append((jax.eval_shape(sample, key).inputs.shape, state.carry.shape, iterations))
 
-    monkeypatch.setattr(traces.train, "train_chunk", train_chunk)
-    traces.training(traces.Shape(4, 3, 7, cost=1), traces.trace_nothing, 2).run()
+    monkeypatch.setattr(traces.training, "train_chunk", train_chunk)
+    traces.training_side(traces.Shape(4, 3, 7, cost=1), traces.trace_nothing, 2).run()
     assert asked == [((7, 3, 1), (3, 4), 2)]
 
 

@@ -12,8 +12,9 @@ from flax import nnx
 from problems import assert_close
 
 import rnn_jax
-from rnn_jax import gradflow, losses, objectives, optim, sweep, train
+from rnn_jax import gradflow, losses, objectives, sweep, training
 from rnn_jax.bridge import from_linen, from_nnx
+from rnn_jax.training import optim
 from rnn_jax.types import Batch
 
 T, B, D, H = 5, 3, 2, 4
@@ -164,8 +165,10 @@ def test_a_foreign_cell_trains_and_is_measured(make):
         xs = jax.random.normal(key, (T + 1, B, D))
         return Batch(inputs=xs[:-1], targets=0.5 * xs[:-1])
 
-    state = train.init_state(model, optimizer, jax.random.key(0), D, B)
-    state, metrics = train.train_chunk(objective, optimizer, sample, state, jax.random.key(1), 40)
+    state = training.init_state(model, optimizer, jax.random.key(0), D, B)
+    state, metrics = training.train_chunk(
+        objective, optimizer, sample, state, jax.random.key(1), 40
+    )
     assert metrics.loss[-5:].mean() < 0.9 * metrics.loss[:5].mean()
     assert metrics.trace.shape == (40, T)
     assert np.all(np.asarray(metrics.trace) > 0)

@@ -25,7 +25,8 @@ from problems import (
 )
 
 import rnn_jax
-from rnn_jax import gradflow, losses, objectives, optim, plain_unroll, train
+from rnn_jax import gradflow, losses, objectives, plain_unroll, training
+from rnn_jax.training import optim
 from rnn_jax.types import Batch
 
 DROPPED = rnn_jax.variational_dropout
@@ -349,9 +350,9 @@ def test_training_with_dropout_leaves_the_masks_alone():
         return Batch(inputs=xs, targets=(key, xs))
 
     optimizer = optim.recorded(optax.adamw(1e-2, weight_decay=0.5))
-    state = train.init_state(model, optimizer, jax.random.key(0), 1, B)
+    state = training.init_state(model, optimizer, jax.random.key(0), 1, B)
     before = jax.tree.map(np.asarray, state.params.cell)
-    state, metrics = train.train_chunk(
+    state, metrics = training.train_chunk(
         plain._replace(run=run), optimizer, sample, state, jax.random.key(1), 3
     )
     for old, new in zip(before, state.params.cell, strict=True):

@@ -12,13 +12,15 @@ import optax
 import pytest
 
 import rnn_jax
-from rnn_jax import checkpoint, optim, train
+from rnn_jax import training
+from rnn_jax.io import checkpoint
+from rnn_jax.training import optim
 
 
 def state_of(hidden_size=3, seed=0):
     model = rnn_jax.sequence_model(rnn_jax.lstm(hidden_size), 1)
     optimizer = optim.recorded(optax.adam(1e-3), 1.0)
-    return train.init_state(model, optimizer, jax.random.key(seed), 1, 2)
+    return training.init_state(model, optimizer, jax.random.key(seed), 1, 2)
 
 
 def same(found, wanted):

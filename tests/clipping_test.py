@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from rnn_jax import optim
 from rnn_jax.gradflow import clipping_report
+from rnn_jax.training import optim
 
 
 def norms(seed=0, count=1000, spikes=30):

@@ -8,7 +8,7 @@ import reference
 from training import D, H, T, library_params, random_batch, trace_a_step
 
 import rnn_jax
-from experiments.restoring import way_back_of
+from experiments.training.restoring import way_back_of
 from rnn_jax import gradflow, losses, objectives
 
 

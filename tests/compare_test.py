@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from experiments import compare
-from experiments.options import UsageError
-from rnn_jax import plots, records
+from experiments.cli.options import UsageError
+from rnn_jax import plots
 from rnn_jax.gradflow.profile import e_folding_length
+from rnn_jax.io import records
 
 T = 30
 

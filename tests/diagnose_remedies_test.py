@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import rnn_jax
-from rnn_jax import ElmanParams, gradflow, optim
+from rnn_jax import ElmanParams, gradflow
 from rnn_jax.gradflow import LastStep
+from rnn_jax.training import optim
 
 B, H, T = 3, 8, 40
 LAST = LastStep(lambda state: state.sum(-1))

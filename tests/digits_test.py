@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import digits as experiment
+from experiments.cli.options import UsageError
 from experiments.digits import DigitsConfig, data_of, load
-from experiments.options import UsageError
-from rnn_jax import records
+from rnn_jax.io import records
 from rnn_jax.tasks.digits import digits, split, whole
 from rnn_jax.tasks.task import is_solved
 

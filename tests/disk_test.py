@@ -10,7 +10,7 @@ import pytest
 
 from experiments import memory, sine
 from experiments.memory import MemoryConfig
-from rnn_jax import checkpoint, records
+from rnn_jax.io import checkpoint, records
 
 TINY = sine.SineConfig(num_steps=45, log_every=10, hidden_size=4, checkpoint_every=10)
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 import rnn_jax
-from experiments import diagnose, flow_measurements, gradient_flow, sine, sine_figures
-from experiments.networks import Network
-from experiments.nonfinite import advice, first_nonfinite
-from rnn_jax import records, train
+from experiments import diagnose, gradient_flow, sine
+from experiments.analysis import flow_measurements
+from experiments.reports import sine as sine_report
+from experiments.setup.networks import Network
+from experiments.training.nonfinite import advice, first_nonfinite
+from rnn_jax import training
+from rnn_jax.io import records
 
 TINY = sine.SineConfig(num_steps=30, log_every=10, hidden_size=4, trace_parameters=True)
 
@@ -44,7 +47,7 @@ def test_the_folder_holds_what_the_help_promises(tutorial_run):
 
 
 def test_a_run_says_in_three_lines_where_the_figures_are(tutorial_run):
-    text = sine_figures.summary(tutorial_run.workdir, tutorial_run.history, tutorial_run.carried)
+    text = sine_report.summary(tutorial_run.workdir, tutorial_run.history, tutorial_run.carried)
     lines = text.splitlines()
     assert len(lines) == 3
     assert all(str(tutorial_run.workdir) in line for line in lines)
@@ -94,7 +97,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_recorded(tmp_
 
 def _metrics(loss, trace):
     loss, trace = np.asarray(loss, float), np.asarray(trace, float)
-    return train.Metrics(loss.mean(axis=1), loss, np.linalg.norm(trace, axis=1), trace)
+    return training.Metrics(loss.mean(axis=1), loss, np.linalg.norm(trace, axis=1), trace)
 
 
 def test_where_the_numbers_stopped_being_finite_is_said():

@@ -12,10 +12,13 @@ import pytest
 from jax import lax
 
 import rnn_jax
-from experiments import footprint, gradient_flow, liveness, memory, sine
-from experiments.options import UsageError
-from rnn_jax import losses, objectives, optim, records, traces, train
+from experiments import gradient_flow, memory, sine
+from experiments.cli.options import UsageError
+from experiments.training import liveness, memory_check
+from rnn_jax import losses, objectives, training
+from rnn_jax.io import records
 from rnn_jax.tasks import sine as sine_task
+from rnn_jax.training import optim, traces
 
 MB = 1e6
 CELLS = {
@@ -34,7 +37,7 @@ def parts_of(cell, hidden_size, batch_size, length):
 
 
 def estimate(cell, hidden_size, batch_size, length, chunk=3):
-    return footprint.training_bytes(
+    return memory_check.training_bytes(
         *parts_of(cell, hidden_size, batch_size, length),
         batch_size=batch_size,
         num_steps=chunk,
@@ -48,9 +51,9 @@ def planned(cell, hidden_size, batch_size, length, chunk=3):
     objective, optimizer, sample = parts_of(cell, hidden_size, batch_size, length)
     key = jax.random.key(0)
     state = jax.eval_shape(
-        lambda: train.fresh_state(objective.model, optimizer, key, 1, batch_size)
+        lambda: training.fresh_state(objective.model, optimizer, key, 1, batch_size)
     )
-    lowered = train.train_chunk.lower(objective, optimizer, sample, state, key, chunk)
+    lowered = training.train_chunk.lower(objective, optimizer, sample, state, key, chunk)
     plan = lowered.compile().memory_analysis()
     return plan.temp_size_in_bytes + plan.output_size_in_bytes
 
@@ -146,28 +149,29 @@ def test_a_strange_config_of_a_folder_is_refused_in_one_line(changes, tmp_path):
 
 
 def test_the_limits_of_a_machine_are_read(tmp_path):
-    assert 10**6 < footprint.available_bytes() < 10**15
-    assert footprint._group_bytes(tmp_path) is None
+    assert 10**6 < memory_check.available_bytes() < 10**15
+    assert memory_check._group_bytes(tmp_path) is None
     for name, text in (
         ("memory.max", "1000\n"),
         ("memory.current", "700\n"),
         ("memory.stat", "anon 500\ninactive_file 200\n"),
     ):
         (tmp_path / name).write_text(text)
-    assert footprint._group_bytes(tmp_path) == 500
+    assert memory_check._group_bytes(tmp_path) == 500
     (tmp_path / "memory.max").write_text("max\n")
-    assert footprint._group_bytes(tmp_path) is None
+    assert memory_check._group_bytes(tmp_path) is None
     with pytest.raises(UsageError, match=r"about 2\.0 GB of memory, and 1\.0 GB are free: lower x"):
-        footprint.check_fits(2 * 10**9, "x", 10**9)
-    footprint.check_fits(10**9, "x", 10**9)
+        memory_check.check_fits(2 * 10**9, "x", 10**9)
+    memory_check.check_fits(10**9, "x", 10**9)
 
 
 MEASURE = """
 import json, resource, sys
 import jax
-from experiments import footprint
-from experiments.runner import run_training
-from rnn_jax import traces, train
+from experiments.training import memory_check
+from experiments.training.runner import run_training
+from rnn_jax import training
+from rnn_jax.training import traces
 from tests.footprint_test import estimate, parts_of
 
 def peak():
@@ -176,7 +180,7 @@ def peak():
 def learn(cell, hidden_size, batch_size, length, chunk=3):
     objective, optimizer, sample = parts_of(cell, hidden_size, batch_size, length)
     init, data = jax.random.split(jax.random.key(0))
-    state = train.init_state(objective.model, optimizer, init, 1, batch_size)
+    state = training.init_state(objective.model, optimizer, init, 1, batch_size)
     state, history = run_training(
         objective, optimizer, sample, state, data, num_steps=chunk, log_every=chunk
     )

@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import gradient_sweep, sweep_figures, sweeping
+from experiments import gradient_sweep
+from experiments.cli.options import UsageError
 from experiments.gradient_sweep import SweepConfig, groups_of, structures
-from experiments.options import UsageError
-from rnn_jax import gradflow, records
+from experiments.reports import gradient_sweep as sweep_report
+from experiments.training import sweeping
+from rnn_jax import gradflow
+from rnn_jax.io import records
 
 SMALL = SweepConfig(
     gain="0.5,2",
@@ -396,7 +399,7 @@ def test_a_cell_without_one_of_the_axes_is_left_out_of_the_map(tmp_path):
         for group in groups
         for lane in range(len(group.seeds))
     ]
-    text = sweep_figures.save(tmp_path, rows, groups)
+    text = sweep_report.save(tmp_path, rows, groups)
     assert (tmp_path / "phase_diagram.png").stat().st_size > 5000
     assert text.count("changes sign at gain of W: 1\n") == 2
 

@@ -8,34 +8,26 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY, EXPERIMENTS, TESTS = (ROOT / name for name in ("rnn_jax", "experiments", "tests"))
 
-FOUNDATION = {"types", "initializers", "cells", "adjoint", "unroll", "model", "losses", "norms"}
+FOUNDATION = {"types", "initializers", "cells", "bptt", "unroll", "model", "losses", "norms"}
 
 ALLOWED = {
     "types": set(),
     "initializers": {"types"},
     "losses": {"types"},
     "norms": {"types"},
-    "optim": {"types"},
     "tasks": {"losses", "types"},
     "cells": {"types", "initializers"},
     "bridge": {"cells", "types"},
-    "adjoint": {"cells", "types"},
-    "unroll": {"adjoint", "cells", "types"},
+    "bptt": {"cells", "types"},
+    "unroll": {"bptt", "cells", "types"},
     "bidirectional": {"cells", "unroll", "types"},
     "model": {"cells", "unroll", "initializers", "types"},
     "gradflow": FOUNDATION,
     "objectives": FOUNDATION | {"tasks"},
-    "truncated": FOUNDATION | {"objectives", "tasks"},
-    "traces": FOUNDATION | {"gradflow", "objectives"},
-    "regularizers": FOUNDATION | {"gradflow", "objectives"},
-    "train": FOUNDATION | {"objectives", "optim", "regularizers", "traces"},
+    "training": FOUNDATION | {"gradflow", "objectives", "tasks"},
     "sweep": {"sharding", "types"},
     "plots": set(),
-    "reading": set(),
-    "npy": {"reading"},
-    "records": {"npy", "reading"},
-    "tables": {"reading"},
-    "checkpoint": {"reading", "records"},
+    "io": set(),
     "sharding": set(),
 }
 """What each module or package of rnn_jax may import of rnn_jax, itself apart."""
@@ -43,8 +35,8 @@ ALLOWED = {
 ONLY_IN = {
     "absl": "experiments",
     "matplotlib": "rnn_jax.plots",
-    "orbax": "rnn_jax.checkpoint",
-    "tensorboard": "experiments.tensorboard_events",
+    "orbax": "rnn_jax.io.checkpoint",
+    "tensorboard": "experiments.training.tensorboard_events",
     "torch": "experiments.benchmarks.pytorch",
 }
 """Packages that one module or package alone may import."""
@@ -182,13 +174,13 @@ def test_the_reference_uses_no_jax():
 @pytest.mark.parametrize(
     "source",
     [
-        "import rnn_jax.train",
-        "from rnn_jax import train",
-        "from rnn_jax.train import train_step",
-        "from . import train",
-        "from .train import TrainState as S",
-        "def f():\n    from rnn_jax import train",
-        "import numpy, rnn_jax.train as t",
+        "import rnn_jax.training",
+        "from rnn_jax import training",
+        "from rnn_jax.training.step import train_step",
+        "from . import training",
+        "from .training import TrainState as S",
+        "def f():\n    from rnn_jax import training",
+        "import numpy, rnn_jax.training as t",
         "from rnn_jax import elman",
         "import rnn_jax",
     ],
@@ -198,8 +190,8 @@ def test_a_forbidden_import_is_seen_in_any_form(source):
 
 
 def test_relative_imports_of_packages_are_resolved():
-    assert imports("from .. import train", "rnn_jax/cells/elman.py") == {"rnn_jax.train"}
-    assert wrong_imports("from ..train import x", "rnn_jax/cells/elman.py")
+    assert imports("from .. import training", "rnn_jax/cells/elman.py") == {"rnn_jax.training"}
+    assert wrong_imports("from ..training import x", "rnn_jax/cells/elman.py")
     assert not wrong_imports("from .cell import Cell", "rnn_jax/cells/elman.py")
     assert not wrong_imports("from rnn_jax.types import Array", "rnn_jax/cells/elman.py")
 

@@ -6,8 +6,9 @@ import optax
 import pytest
 
 import rnn_jax
-from rnn_jax import gradflow, objectives, optim, regularizers, train
+from rnn_jax import gradflow, objectives, training
 from rnn_jax.tasks.adding import adding
+from rnn_jax.training import optim, regularizers
 
 PLATFORMS = ("cuda", "tpu")
 H, B, T = 4, 2, 6
@@ -36,8 +37,8 @@ def test_training_is_lowered_for_every_platform(name):
     optimizer = optim.recorded(optax.adam(1e-2), 1.0)
 
     def program(key):
-        state = train.fresh_state(model, optimizer, key, 2, B)
-        return train.scan_steps(
+        state = training.fresh_state(model, optimizer, key, 2, B)
+        return training.scan_steps(
             objective, optimizer, task.sample, state, key, 3, regularize=regularizers.pascanu(1.0)
         )
 

@@ -13,15 +13,19 @@ import optax
 import pytest
 
 import rnn_jax
-from experiments import lanes, memory, memory_figures, sweeping
-from experiments.cures import CURES
+from experiments import memory
+from experiments.cli.options import UsageError
 from experiments.memory import MemoryConfig, groups_of
-from experiments.method import Method, cell_of, check_method
-from experiments.options import UsageError
-from experiments.recipes import Recipe
-from experiments.resuming import Safety
-from experiments.sweeping import Group, Layout, Work
-from rnn_jax import objectives, optim, records, sharding, train
+from experiments.reports import memory as memory_report
+from experiments.setup.method import Method, cell_of, check_method
+from experiments.setup.presets import CURES
+from experiments.training import lanes, sweeping
+from experiments.training.recipes import Recipe
+from experiments.training.resuming import Safety
+from experiments.training.sweeping import Group, Layout, Work
+from rnn_jax import objectives, sharding, training
+from rnn_jax.io import records
+from rnn_jax.training import optim
 
 SMALL = MemoryConfig(
     task="adding",
@@ -103,9 +107,9 @@ def test_a_network_learns_as_it_would_alone(finished):
     model = rnn_jax.last_only(cell_of(settings, 8), task.output_size)
     optimizer = optim.recorded(optax.adam(0.03))
     init_key, data_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 1), 3)
-    state = train.init_state(model, optimizer, init_key, 2, 4)
+    state = training.init_state(model, optimizer, init_key, 2, 4)
     objective = objectives.task_objective(model, task)
-    _, metrics = train.train_chunk(objective, optimizer, task.sample, state, data_key, 6)
+    _, metrics = training.train_chunk(objective, optimizer, task.sample, state, data_key, 6)
     group = [row["cure"] == "orthogonal" and row["length"] == 8 for row in rows]
     lane = index - int(np.argmax(group))
     found = records.load_array(folder, "loss_0001")[lane]
@@ -269,10 +273,10 @@ def test_wrong_settings_are_refused_before_anything_runs(changes, message, tmp_p
 def test_what_is_foretold_is_the_length_over_which_a_gradient_keeps_a_thousandth():
     def trained(slope, solved):
         rows = [{"slope_start": slope, "test_loss": 1.0}] * 2
-        learned = memory_figures.Learned(
+        learned = memory_report.Learned(
             *(np.zeros((2, 1)),), np.array(solved), *(np.zeros((2, 4)),) * 2
         )
-        return memory_figures.Trained("kind", "cure", 10, 0.1, rows, learned, 1.0)
+        return memory_report.Trained("kind", "cure", 10, 0.1, rows, learned, 1.0)
 
     grid = {
         ("slow", 10): trained(-0.1, [True, True]),
@@ -282,7 +286,7 @@ def test_what_is_foretold_is_the_length_over_which_a_gradient_keeps_a_thousandth
         ("quick", 20): trained(-1.0, [False, False]),
         ("quick", 40): trained(-1.0, [False, False]),
     }
-    predicted, found = memory_figures.foretold(["slow", "quick"], [10, 20, 40], grid)
+    predicted, found = memory_report.foretold(["slow", "quick"], [10, 20, 40], grid)
     np.testing.assert_array_equal(predicted, np.floor(math.log(1e3) / np.array([0.1, 1.0])))
     np.testing.assert_array_equal(found, [20, 0])
 
@@ -290,7 +294,7 @@ def test_what_is_foretold_is_the_length_over_which_a_gradient_keeps_a_thousandth
 def test_the_best_learning_rate_is_told(finished):
     folder, rows = finished
     config = dataclasses.replace(SMALL, workdir=str(folder))
-    cells = memory_figures.best_cells(folder, rows, groups_of(config), [1.0] * 2)
+    cells = memory_report.best_cells(folder, rows, groups_of(config), [1.0] * 2)
     assert len(cells) == 2
     for cell in cells:
         mine = [r for r in rows if (r["cure"], r["length"]) == (cell.cure, cell.length)]

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments import execute
-from experiments.options import UsageError
+from experiments.cli.options import UsageError
 
 jupytext = pytest.importorskip("jupytext", reason="the extra [notebooks] is not installed")
 

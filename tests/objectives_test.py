@@ -22,11 +22,12 @@ from training import (
 )
 
 import rnn_jax
-from rnn_jax import losses, objectives, optim, traces
+from rnn_jax import losses, objectives
 from rnn_jax.tasks.adding import adding
 from rnn_jax.tasks.copy_memory import copy_memory
 from rnn_jax.tasks.delayed_xor import delayed_xor
 from rnn_jax.tasks.temporal_order import temporal_order
+from rnn_jax.training import optim, traces
 from rnn_jax.types import Batch
 
 B = 3

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from experiments.cli.options import UsageError, check
 from experiments.gradient_flow import FlowConfig, gains_of
-from experiments.options import UsageError, check
 from experiments.sine import SineConfig
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from rnn_jax import records
+from rnn_jax.io import records
 
 
 class Pair(NamedTuple):

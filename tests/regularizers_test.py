@@ -13,8 +13,9 @@ from networks import CELLS, adjoint_vectors, flat_units, problem
 from training import D, H, elman_objective, library_params, ran, random_batch, train_state
 
 import rnn_jax
-from rnn_jax import gradflow, optim, regularizers, train
+from rnn_jax import gradflow, training
 from rnn_jax.tasks.delayed_xor import delayed_xor
+from rnn_jax.training import optim, regularizers
 from rnn_jax.types import Batch
 
 EPS = 1e-6
@@ -149,7 +150,7 @@ def test_omega_ignores_the_size_of_the_adjoints_and_counts_no_zeros():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-step = jax.jit(train.train_step, static_argnums=(0, 1, 4, 5))
+step = jax.jit(training.train_step, static_argnums=(0, 1, 4, 5))
 
 
 def test_a_training_step_adds_weight_times_the_mean_of_omegas_gradient(x64, rng):
@@ -162,7 +163,7 @@ def test_a_training_step_adds_weight_times_the_mean_of_omegas_gradient(x64, rng)
     start = train_state(library_params(weights), optimizer, s_0)
     updates, norms = [], []
     for regularize in (None, regularizers.pascanu(0.7)):
-        end, metrics = step(objective, optimizer, start, batch, train.trace_states, regularize)
+        end, metrics = step(objective, optimizer, start, batch, training.trace_states, regularize)
         updates.append(jax.tree.map(np.subtract, *jax.device_get((start.params, end.params))))
         norms.append(metrics.gradient_norm)
     added = jax.tree.map(lambda plain, both: both - plain, *updates)
@@ -197,8 +198,8 @@ def test_scanned_steps_are_regularized_too():
     objective, optimizer = elman_objective(), optim.recorded(optax.sgd(0.125))
     ends = []
     for regularize in (None, add_ones):
-        state = train.init_state(objective.model, optimizer, jax.random.key(1), D, 1)
-        state, _ = train.train_chunk(
+        state = training.init_state(objective.model, optimizer, jax.random.key(1), D, 1)
+        state, _ = training.train_chunk(
             objective, optimizer, sample, state, jax.random.key(0), 1, regularize=regularize
         )
         ends.append(jax.device_get(state.params))

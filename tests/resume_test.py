@@ -14,11 +14,13 @@ import time
 import numpy as np
 import pytest
 
-from experiments import digits, interruption, memory, nonfinite, resuming, series, sine
+from experiments import digits, memory, series, sine
+from experiments.cli import signals
+from experiments.cli.options import UsageError
 from experiments.memory import MemoryConfig
-from experiments.nonfinite import NonFinite
-from experiments.options import UsageError
-from rnn_jax import checkpoint, records
+from experiments.training import nonfinite, resuming
+from experiments.training.nonfinite import NonFinite
+from rnn_jax.io import checkpoint, records
 
 TINY = sine.SineConfig(num_steps=45, log_every=10, hidden_size=4, checkpoint_every=10)
 
@@ -67,7 +69,7 @@ def test_a_signal_ends_the_chunk_and_the_run_goes_on_from_there(whole, tmp_path,
     config = dataclasses.replace(TINY, workdir=str(tmp_path / "run"), checkpoint_every=0)
     with monkeypatch.context() as patch:
         stop_at(patch, 20, interrupt)
-        with pytest.raises(interruption.Interrupted, match="stopped after iteration 30 of 45"):
+        with pytest.raises(signals.Interrupted, match="stopped after iteration 30 of 45"):
             sine.run(config)
     assert checkpoint.steps(tmp_path / "run" / resuming.CHECKPOINTS) == [30]
     sine.run(config)
@@ -120,7 +122,7 @@ def test_a_table_of_seeds_goes_on_after_the_last_finished(tmp_path, monkeypatch)
         return run(config, write)
 
     monkeypatch.setattr(sine, "run", running)
-    with pytest.raises(interruption.Interrupted, match="stopped after 1 of 2 seeds"):
+    with pytest.raises(signals.Interrupted, match="stopped after 1 of 2 seeds"):
         sine.run_seeds(config)
     assert sine.run_seeds(config) == whole
     assert seeds == [0, 1]
@@ -150,7 +152,7 @@ def test_networks_side_by_side_go_on_within_their_group(name, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", saving)
-        with pytest.raises(interruption.Interrupted, match="stopped at iteration 9 of 12"):
+        with pytest.raises(signals.Interrupted, match="stopped at iteration 9 of 12"):
             experiment.run(config)
     experiment.run(config)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
@@ -159,9 +161,9 @@ def test_networks_side_by_side_go_on_within_their_group(name, tmp_path, monkeypa
 
 def test_the_line_to_go_on_with():
     words = ["python", "-m", "x", "--workdir=a b", "--overwrite", "--noresume"]
-    said = interruption.command_to_go_on(words, ["overwrite", "resume", "seed"])
+    said = signals.command_to_go_on(words, ["overwrite", "resume", "seed"])
     assert said == "python -m x '--workdir=a b' --nooverwrite --resume"
-    assert interruption.command_to_go_on(words, ["seed"]) == "python -m x '--workdir=a b'"
+    assert signals.command_to_go_on(words, ["seed"]) == "python -m x '--workdir=a b'"
 
 
 EXPLODING = sine.SineConfig(
@@ -228,7 +230,7 @@ def test_a_run_goes_back_to_where_it_would_have_undisturbed(tmp_path, monkeypatc
     stopped = dataclasses.replace(config, workdir=str(tmp_path / "run"))
     with monkeypatch.context() as patch:
         stop_at(patch, 10, interrupt if kind == "signal" else crash)
-        with pytest.raises((interruption.Interrupted, KeyboardInterrupt)):
+        with pytest.raises((signals.Interrupted, KeyboardInterrupt)):
             sine.run(stopped)
     sine.run(stopped)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
@@ -312,7 +314,7 @@ def test_sigterm_ends_with_a_code_of_its_own_and_the_line_to_go_on(tmp_path):
     time.sleep(5)
     worker.send_signal(signal.SIGTERM)
     said = worker.communicate(timeout=60)[1]
-    assert worker.returncode == interruption.EXIT_CODE, said
+    assert worker.returncode == signals.EXIT_CODE, said
     line = said.strip().splitlines()[-1]
     assert "--nooverwrite" in line
     assert "--overwrite" not in line.split()

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 import rnn_jax
-from experiments import calendar_dates, forecasts
 from experiments import series as experiment
+from experiments.analysis import forecasts
+from experiments.data import calendar_dates
+from experiments.data.series_data import fingerprint, normalized, read_series
 from experiments.series import SeriesConfig, filled
-from experiments.series_data import fingerprint, normalized, read_series
-from rnn_jax.tables import read_table
+from rnn_jax.io.tables import read_table
 from rnn_jax.tasks.series import series, windows_from
-from rnn_jax.train import TrainState
+from rnn_jax.training.step import TrainState
 
 RNG = np.random.default_rng(2)
 VALUES = RNG.normal(size=(60, 2)).cumsum(axis=0)

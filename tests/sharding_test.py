@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import rnn_jax
-from rnn_jax import objectives, optim, sharding, train
+from rnn_jax import objectives, sharding, training
 from rnn_jax.tasks.adding import adding
+from rnn_jax.training import optim
 from rnn_jax.types import Batch
 
 B, T, STEPS = 6, 12, 4
@@ -29,7 +30,7 @@ def program(mesh=None):
         )
 
     return jax.jit(
-        lambda state: train.scan_steps(
+        lambda state: training.scan_steps(
             objective, optimizer, sample, state, jax.random.key(1), STEPS
         )
     )
@@ -38,7 +39,7 @@ def program(mesh=None):
 def start():
     model = rnn_jax.last_only(rnn_jax.lstm(5), 1)
     optimizer = optim.recorded(optax.adam(1e-2), 1.0)
-    return train.init_state(model, optimizer, jax.random.key(0), 2, B)
+    return training.init_state(model, optimizer, jax.random.key(0), 2, B)
 
 
 def test_training_on_two_devices_is_training_on_one(x64):

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import rnn_jax
-from rnn_jax import initializers, losses, objectives, optim, sharding, sweep, train
+from rnn_jax import initializers, losses, objectives, sharding, sweep, training
 from rnn_jax.tasks import sine
+from rnn_jax.training import optim
 
 STEPS = 50
 SMALL = initializers.normal(0.5)
@@ -20,9 +21,9 @@ def learn_sine(learning_rate, key):
     model = rnn_jax.sequence_model(cell, 1)
     optimizer = optim.recorded(optax.sgd(learning_rate))
     objective = objectives.next_step_objective(model, losses.squared_error)
-    state = train.fresh_state(model, optimizer, key, 1, 1)
+    state = training.fresh_state(model, optimizer, key, 1, 1)
     sample = sine.sampler(1, num_points=12)
-    state, metrics = train.scan_steps(objective, optimizer, sample, state, key, STEPS)
+    state, metrics = training.scan_steps(objective, optimizer, sample, state, key, STEPS)
     return {"loss": metrics.loss, "trace": metrics.trace, "params": state.params}
 
 

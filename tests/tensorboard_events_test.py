@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from experiments import sine
-from experiments.options import UsageError
-from experiments.tensorboard_events import FOLDER, events
-from rnn_jax import records, train
+from experiments.cli.options import UsageError
+from experiments.training.tensorboard_events import FOLDER, events
+from rnn_jax import training
+from rnn_jax.io import records
 
 TINY = sine.SineConfig(num_steps=30, log_every=10, hidden_size=4, tensorboard=True)
 
@@ -37,7 +38,7 @@ def read_back(workdir):
 
 def metrics(loss, norms):
     loss, norms = np.asarray(loss), np.asarray(norms)
-    return train.Metrics(loss, np.tile(loss[:, None], norms.shape[1]), 2 * loss, norms)
+    return training.Metrics(loss, np.tile(loss[:, None], norms.shape[1]), 2 * loss, norms)
 
 
 @needs_tensorboard

@@ -20,7 +20,8 @@ from training import (
 )
 
 import rnn_jax
-from rnn_jax import losses, objectives, optim, traces
+from rnn_jax import losses, objectives
+from rnn_jax.training import optim, traces
 from rnn_jax.types import Batch
 
 

@@ -25,10 +25,11 @@ from training import (
 )
 
 import rnn_jax
-from experiments import options
+from experiments.cli import options
 from experiments.sine import SineConfig, run
-from rnn_jax import initializers, losses, objectives, optim, train
+from rnn_jax import initializers, losses, objectives, training
 from rnn_jax.tasks import sine
+from rnn_jax.training import optim
 
 FLAGS_FILES = Path(__file__).parents[1] / "experiments" / "flags"
 
@@ -87,7 +88,7 @@ def test_scanned_steps_equal_single_steps(x64, rng):
         single, metrics = step(objective, optimizer, single, sample(jax.random.fold_in(key, n)))
         seen.append(metrics)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *seen)
-    scanned = train.train_chunk(objective, optimizer, sample, state, key, 5)
+    scanned = training.train_chunk(objective, optimizer, sample, state, key, 5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-15),
         scanned,
@@ -101,24 +102,24 @@ def test_the_same_bits_whatever_the_chunks():
     """A run that is stopped and taken up again is the same run."""
     objective, optimizer = elman_objective(16, 1), optim.recorded(optax.adam(0.01), 1.0)
     sample, key = sine.sampler(3, phases="real"), jax.random.key(3)
-    init = jax.jit(train.init_state, static_argnums=(0, 1, 3, 4))
+    init = jax.jit(training.init_state, static_argnums=(0, 1, 3, 4))
     start = jax.device_get(init(objective.model, optimizer, jax.random.key(1), 1, 3))
 
-    def training(sizes):
+    def trained(sizes):
         state, chunks = jax.device_put(start), []
         for size in sizes:
-            state, metrics = train.train_chunk(objective, optimizer, sample, state, key, size)
+            state, metrics = training.train_chunk(objective, optimizer, sample, state, key, size)
             chunks.append(jax.device_get(metrics))
         return jax.device_get(state), jax.tree.map(lambda *m: np.concatenate(m), *chunks)
 
-    at_once = training((10,))
+    at_once = trained((10,))
     for sizes in ((7, 3), (7, 1, 1, 1)):
-        jax.tree.map(np.testing.assert_array_equal, training(sizes), at_once)
+        jax.tree.map(np.testing.assert_array_equal, trained(sizes), at_once)
 
 
 def test_fresh_state_is_at_step_zero_with_zero_carry():
     model = rnn_jax.sequence_model(rnn_jax.lstm(H, recurrent_init=initializers.normal(1.0)), D)
-    init = jax.jit(train.init_state, static_argnums=(0, 1, 3, 4))
+    init = jax.jit(training.init_state, static_argnums=(0, 1, 3, 4))
     state = init(model, optim.recorded(optax.sgd(1.0)), jax.random.key(0), D, 3)
     assert int(state.step) == 0
     jax.tree.map(

@@ -7,13 +7,14 @@ import optax
 import reference
 
 import rnn_jax
-from rnn_jax import losses, objectives, optim, train
+from rnn_jax import losses, objectives, training
+from rnn_jax.training import optim
 from rnn_jax.types import Batch
 
 TANH = reference.PHI["tanh"]
 T, D, H = 5, 2, 4
 
-step = jax.jit(train.train_step, static_argnums=(0, 1, 4))
+step = jax.jit(training.train_step, static_argnums=(0, 1, 4))
 
 
 def library_params(weights):
@@ -32,7 +33,7 @@ def reference_weights(params):
 def train_state(params, optimizer, carry):
     """A state of float64 numbers; that of `init_state` is float32."""
     opt_state = jax.jit(optimizer.init)(params)
-    return jax.tree.map(jnp.asarray, train.TrainState(np.int32(0), params, opt_state, carry))
+    return jax.tree.map(jnp.asarray, training.TrainState(np.int32(0), params, opt_state, carry))
 
 
 def elman_objective(hidden_size=H, outputs=D):
@@ -50,8 +51,8 @@ def trace_a_step(objective, batch):
     optimizer = optim.recorded(optax.sgd(1.0))
 
     def one_step(key):
-        state = train.init_state(objective.model, optimizer, key, D, 3)
-        return train.train_step(objective, optimizer, state, batch)
+        state = training.init_state(objective.model, optimizer, key, D, 3)
+        return training.train_step(objective, optimizer, state, batch)
 
     return jax.eval_shape(one_step, jax.random.key(0))
 

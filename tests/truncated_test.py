@@ -21,10 +21,11 @@ from training import (
 )
 
 import rnn_jax
-from rnn_jax import losses, objectives, optim
+from rnn_jax import losses, objectives
 from rnn_jax.tasks.adding import adding
 from rnn_jax.tasks.delayed_xor import delayed_xor
-from rnn_jax.truncated import truncated_objective
+from rnn_jax.training import optim
+from rnn_jax.training.truncated import truncated_objective
 
 MODEL = rnn_jax.sequence_model(rnn_jax.elman(H), D)
 

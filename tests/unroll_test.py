@@ -25,7 +25,7 @@ from problems import (
 )
 
 import rnn_jax
-from rnn_jax import adjoint, plain_unroll, unroll
+from rnn_jax import bptt, plain_unroll, unroll
 
 O = 2
 
@@ -148,7 +148,7 @@ def test_projecting_inputs_inside_the_scan_changes_nothing(x64, monkeypatch, nam
         calls.append(x.ndim)
         return cell.affine.project(params, x)
 
-    monkeypatch.setattr(adjoint, "HOISTED_ELEMENTS", T * B * H - 1)
+    monkeypatch.setattr(bptt, "HOISTED_ELEMENTS", T * B * H - 1)
     spy = cell._replace(affine=cell.affine._replace(project=project))
     assert_close(states_and_gradients(spy, given, unroll, LENGTHS), hoisted)
     assert 2 in calls

@@ -18,8 +18,9 @@ from jax import lax
 
 import rnn_jax
 from experiments.benchmarks.timing import Side, pace, stopwatch
-from rnn_jax import bridge, losses, objectives, optim, train
+from rnn_jax import bridge, losses, objectives, training
 from rnn_jax.model import Model, ModelParams
+from rnn_jax.training import optim
 from rnn_jax.types import Array, Batch, State
 
 INPUT_SIZE = 16
@@ -124,8 +125,8 @@ def ours(given: Problem) -> Contender:
     carry = given.model.cell.initial_state(given.params.cell, (given.shape.batch_size,))
 
     def step(params: ModelParams, opt_state: Any) -> tuple[ModelParams, Any, Any]:
-        state = train.TrainState(jnp.zeros((), jnp.int32), params, opt_state, carry)
-        new, metrics = train.train_step(objective, optimizer, state, given.batch)
+        state = training.TrainState(jnp.zeros((), jnp.int32), params, opt_state, carry)
+        new, metrics = training.train_step(objective, optimizer, state, given.batch)
         return new.params, new.opt_state, (metrics.loss, metrics.trace)
 
     def gradients(params: ModelParams) -> ModelParams:

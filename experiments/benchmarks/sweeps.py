@@ -10,9 +10,10 @@ import optax
 from experiments.benchmarks.report import Findings, Row, Wanted
 from experiments.benchmarks.timing import Side, Times, interleaved, spread, stopwatch
 from experiments.sine import SineConfig, setup
-from rnn_jax import losses, objectives, optim, plots, sharding, sweep, train
+from rnn_jax import losses, objectives, plots, sharding, sweep, training
 from rnn_jax.model import Model
 from rnn_jax.tasks import sine
+from rnn_jax.training import optim
 from rnn_jax.types import Array, Key
 
 NUM_NETWORKS = 1000
@@ -31,8 +32,8 @@ def learn(model: Model, learning_rate: Array, key: Key) -> tuple[Array, Array]:
     optimizer = optim.recorded(optax.adam(learning_rate))
     objective = objectives.next_step_objective(model, losses.squared_error)
     init_key, data_key = jax.random.split(key)
-    state = train.fresh_state(model, optimizer, init_key, 1, CONFIG.batch_size)
-    _, metrics = train.scan_steps(objective, optimizer, SAMPLE, state, data_key, NUM_STEPS)
+    state = training.fresh_state(model, optimizer, init_key, 1, CONFIG.batch_size)
+    _, metrics = training.scan_steps(objective, optimizer, SAMPLE, state, data_key, NUM_STEPS)
     return metrics.loss, metrics.trace
 
 

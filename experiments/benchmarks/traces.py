@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from experiments import sine as sine_experiment
 from experiments.benchmarks.report import COST, Findings, Row, Wanted
 from experiments.benchmarks.timing import Side, interleaved, stopwatch
-from rnn_jax import objectives, traces, train
+from rnn_jax import objectives, training
 from rnn_jax.model import ModelParams
 from rnn_jax.tasks import sine
+from rnn_jax.training import traces
 from rnn_jax.types import State
 
 WANTED = Wanted("<=", 1.03)
@@ -40,17 +41,19 @@ def trace_nothing(
     return ()
 
 
-def training(shape: Shape, trace: traces.Trace, iterations: int) -> Side:
+def training_side(shape: Shape, trace: traces.Trace, iterations: int) -> Side:
     """`iterations` training steps on sine waves as one XLA program."""
     config = sine_experiment.SineConfig(
         hidden_size=shape.hidden_size, batch_size=shape.batch_size, init="orthogonal"
     )
     parts = sine_experiment.setup(config)
     sample = sine.sampler(shape.batch_size, shape.num_steps + 1)
-    state = train.init_state(parts.model, parts.optimizer, jax.random.key(0), 1, shape.batch_size)
+    state = training.init_state(
+        parts.model, parts.optimizer, jax.random.key(0), 1, shape.batch_size
+    )
 
-    def work(state: train.TrainState) -> Any:
-        return train.train_chunk(
+    def work(state: training.TrainState) -> Any:
+        return training.train_chunk(
             parts.objective, parts.optimizer, sample, state, jax.random.key(1), iterations, trace
         )
 
@@ -69,8 +72,10 @@ def findings(iterations: int, repeats: int) -> Findings:
         count = max(1, iterations // shape.cost)
         times = interleaved(
             {
-                f"traces on, H = {shape.hidden_size}": training(shape, traces.trace_states, count),
-                f"traces off, H = {shape.hidden_size}": training(shape, trace_nothing, count),
+                f"traces on, H = {shape.hidden_size}": training_side(
+                    shape, traces.trace_states, count
+                ),
+                f"traces off, H = {shape.hidden_size}": training_side(shape, trace_nothing, count),
             },
             repeats,
         )

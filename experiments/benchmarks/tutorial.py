@@ -14,8 +14,9 @@ from experiments import sine
 from experiments.benchmarks import flax_loop
 from experiments.benchmarks.report import Findings, Row, Wanted
 from experiments.benchmarks.timing import Side, interleaved, stopwatch
-from experiments.runner import run_training
-from rnn_jax import records, train
+from experiments.training.runner import run_training
+from rnn_jax import training
+from rnn_jax.io import records
 from rnn_jax.types import Key
 
 CONFIG = sine.SineConfig()
@@ -31,15 +32,15 @@ FASTER_THAN_TORCH = Wanted(">=", 75)
 FASTER_END_TO_END = Wanted(">=", 6)
 
 
-def start() -> tuple[train.TrainState, Key]:
+def start() -> tuple[training.TrainState, Key]:
     """A fresh training state and the data key, as the experiment makes them."""
     parts = sine.setup(CONFIG)
     init_key, data_key, _ = jax.random.split(jax.random.key(CONFIG.seed), 3)
-    state = train.init_state(parts.model, parts.optimizer, init_key, 1, CONFIG.batch_size)
+    state = training.init_state(parts.model, parts.optimizer, init_key, 1, CONFIG.batch_size)
     return state, data_key
 
 
-def train_as_experiment(state: train.TrainState, key: Key, iterations: int, folder: Path) -> Any:
+def train_as_experiment(state: training.TrainState, key: Key, iterations: int, folder: Path) -> Any:
     """Traces on, metrics fetched and written at each chunk; progress is kept off the terminal."""
     parts = sine.setup(CONFIG)
     with contextlib.redirect_stderr(io.StringIO()):
@@ -59,12 +60,12 @@ def ours_in_chunks(iterations: int, folder: Path) -> Side:
     """Training as the experiment does it, in chunks of `log_every`."""
     state, key = start()
 
-    def prepare() -> train.TrainState:
+    def prepare() -> training.TrainState:
         records.open_run(folder, {}, overwrite=True)
         # A chunk's input state is donated to it, so each run needs its own.
         return jax.tree.map(jnp.copy, state)
 
-    def work(state: train.TrainState) -> Any:
+    def work(state: training.TrainState) -> Any:
         return train_as_experiment(state, key, iterations, folder)
 
     return Side(stopwatch(prepare, work), iterations)
@@ -75,8 +76,8 @@ def ours_in_one_chunk(iterations: int) -> Side:
     parts = sine.setup(CONFIG)
     state, key = start()
 
-    def work(state: train.TrainState) -> Any:
-        return train.train_chunk(
+    def work(state: training.TrainState) -> Any:
+        return training.train_chunk(
             parts.objective, parts.optimizer, parts.sample, state, key, iterations
         )
 

@@ -30,12 +30,13 @@ import optax
 from jax import lax
 
 import rnn_jax
-from rnn_jax import gradflow, initializers, objectives, optim, plots, train
+from rnn_jax import gradflow, initializers, objectives, plots, training
 from rnn_jax.gradflow import theory
 from rnn_jax.gradflow.mean_field import mean_field_slope
 from rnn_jax.losses import accuracy, cross_entropy
 from rnn_jax.plots.style import CYCLE, GREY, dress, new_figure
 from rnn_jax.tasks.task import Task
+from rnn_jax.training import optim
 from rnn_jax.types import Array, Batch, Key
 
 T, B, H = 100, 16, 64  # time steps, sequences, hidden units
@@ -417,8 +418,8 @@ def learn(cell: rnn_jax.Cell) -> plots.Learned:
     model = rnn_jax.last_only(cell, 2)
     objective = objectives.task_objective(model, first_sign)
     optimizer = optim.recorded(optax.adam(1e-3), clip_norm=1.0)
-    state = train.init_state(model, optimizer, jax.random.key(6), 1, 32)
-    state, metrics = train.train_chunk(
+    state = training.init_state(model, optimizer, jax.random.key(6), 1, 32)
+    state, metrics = training.train_chunk(
         objective, optimizer, sample, state, jax.random.key(7), NUM_STEPS
     )
     loss = np.asarray(metrics.loss).reshape(-1, CHUNK).mean(axis=1)
@@ -454,7 +455,7 @@ plots.start_and_end(learned, "Who had a gradient at step 1 learned; who had none
 # - **Clipping** cures what explodes. What vanishes wants a step that multiplies by 1: an
 #   **orthogonal** $W$, an **IRNN**, an **LSTM** whose forget gate stays open.
 #
-# Where to go from here: `rnn_jax/adjoint.py` is sections 2 and 3 for every cell;
+# Where to go from here: `rnn_jax/bptt.py` is sections 2 and 3 for every cell;
 # `diagnose_your_flax_rnn` does all this for a network of yours;
 # `python -m experiments.memory --flagfile=experiments/flags/cures.flags` sets all the cures side
 # by side.

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rnn_jax import adjoint
-from rnn_jax.adjoint import Linearization, Trajectory
+from rnn_jax import bptt
+from rnn_jax.bptt import Linearization, Trajectory
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.scaled import NO_EXPONENT, Scaled, add, rescale
@@ -98,7 +98,7 @@ def scan_adjoints(
     `immediate` is e_t, leaves `[T, B, H]`, or e_T alone, leaves `[B, H]`.
     """
     batch_ndim = trajectory.xs.ndim - 2
-    linearization = adjoint.linearize(cell, params, trajectory)
+    linearization = bptt.linearize(cell, params, trajectory)
     start = zero_scaled(trajectory.initial, batch_ndim)
     leaf, state_leaf = jax.tree.leaves(immediate)[0], jax.tree.leaves(trajectory.states)[0]
     if leaf.ndim < state_leaf.ndim:
@@ -125,6 +125,6 @@ def adjoint_step(
         return past, measure(current)
     nothing = zero_scaled(current.value, current.exponent.ndim)
     return (
-        adjoint.where_valid(valid, past, current),
-        measure(adjoint.where_valid(valid, current, nothing)),
+        bptt.where_valid(valid, past, current),
+        measure(bptt.where_valid(valid, current, nothing)),
     )

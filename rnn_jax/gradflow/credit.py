@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rnn_jax import adjoint
-from rnn_jax.adjoint import Linearization
+from rnn_jax import bptt
+from rnn_jax.bptt import Linearization
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow.backward import LastStep, prepare
 from rnn_jax.gradflow.scaled import (
@@ -68,7 +68,7 @@ def credit_matrix(
     if rows < 1:
         raise ValueError(f"max_rows is {max_rows}; give at least 1")
     trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
-    linearization = adjoint.linearize(cell, params, trajectory)
+    linearization = bptt.linearize(cell, params, trajectory)
     valid = trajectory.valid
     logs = _row_logs(linearization, immediate, valid, xs.ndim - 2, rows)
     return _log_root_mean_square(logs.reshape(num_steps, num_steps, -1))
@@ -151,7 +151,7 @@ def _rows_back(
         past = Scaled(pull(times_power(value, -scale), local), known + scale)
         if valid_k is not None:
             running = jnp.broadcast_to(valid_k[None], norm.shape)
-            past = adjoint.where_valid(running, past, Scaled(value, exponent))
+            past = bptt.where_valid(running, past, Scaled(value, exponent))
         return past, (norm, exponent)
 
     idle = Scaled(jax.tree.map(jnp.zeros_like, own), jnp.full(leading, NO_EXPONENT, jnp.int32))

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnn_jax import adjoint
-from rnn_jax.adjoint import Trajectory
+from rnn_jax import bptt
+from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.backward import LastStep, prepare, scan_adjoints
@@ -215,7 +215,7 @@ def _last_loss(trajectory: Trajectory, immediate: State, only_last: bool) -> tup
     last = jnp.max(jnp.where(nonzero, jnp.broadcast_to(steps, nonzero.shape), 0), axis=0)
     at_last = jnp.broadcast_to(steps, nonzero.shape) == jnp.broadcast_to(last, nonzero.shape)
     nothing = jax.tree.map(jnp.zeros_like, immediate)
-    immediate = adjoint.where_valid(at_last, immediate, nothing)
+    immediate = bptt.where_valid(at_last, immediate, nothing)
     if valid is not None:
         # A loss read on padding is one of the last true state.
         last = jnp.minimum(last, jnp.sum(valid, axis=0) - 1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from rnn_jax import adjoint
+from rnn_jax import bptt
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.scaled import (
@@ -132,7 +132,7 @@ def _previous_states(cell: Cell, params: Params, state: State, xs: Array) -> Sta
     # A plain scan, so that derivatives of any order and mode go through.
     run = run_forward(cell._replace(affine=None), params, state, xs)
     finite.check_states(run.states)
-    return adjoint.previous_states(run)
+    return bptt.previous_states(run)
 
 
 def _mean_over_batch(

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rnn_jax import adjoint
-from rnn_jax.adjoint import Trajectory
+from rnn_jax import bptt
+from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow.backward import LastStep, prepare, scan_adjoints
 from rnn_jax.gradflow.scaled import Scaled, add, scaled_log
@@ -68,9 +68,9 @@ def summand_logs(cell: Cell, params: Params, trajectory: Trajectory, adjoints: S
     inner products lose digits, in float32 the third. Any other cell pays for one parameter
     gradient a step.
     """
-    previous = adjoint.previous_states(trajectory)
+    previous = bptt.previous_states(trajectory)
     if cell.affine is not None and cell.affine.factors is not None:
-        cotangents = adjoint.preactivation_cotangents(cell, params, trajectory, adjoints.value)
+        cotangents = bptt.preactivation_cotangents(cell, params, trajectory, adjoints.value)
         factors = cell.affine.factors(trajectory.xs, previous, *cotangents)
         logs = {
             name: _product_log(left, right, adjoints.exponent)

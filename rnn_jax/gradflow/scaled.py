@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rnn_jax.adjoint import where_valid
+from rnn_jax.bptt import where_valid
 from rnn_jax.norms import per_example, state_norm
 from rnn_jax.types import Array, State
 

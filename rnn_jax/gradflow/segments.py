@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rnn_jax import adjoint
-from rnn_jax.adjoint import Trajectory
+from rnn_jax import bptt
+from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.backward import LastStep, adjoint_step, last_immediate
@@ -58,7 +58,7 @@ def segmented(
     def back(future: Scaled, segment: Any) -> tuple[Scaled, Array]:
         start, inputs = segment
         trajectory = forward(start, inputs)
-        linearization = adjoint.linearize(cell, params, trajectory)
+        linearization = bptt.linearize(cell, params, trajectory)
         step = functools.partial(adjoint_step, linearization, measure)
         return lax.scan(step, future, (None, linearization.locals, trajectory.valid), reverse=True)
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from rnn_jax import adjoint
+from rnn_jax import bptt
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow.backward import prepare, zero_scaled
 from rnn_jax.gradflow.scaled import Scaled, add, rescale, scaled_log
@@ -65,12 +65,12 @@ def truncation_bias(
     num_steps = xs.shape[0]
     chosen = jnp.asarray(np.arange(1, num_steps + 1) if windows is None else windows)
     _check_windows(chosen, num_steps)
-    linearization = adjoint.linearize(cell, params, trajectory)
+    linearization = bptt.linearize(cell, params, trajectory)
     pull = jax.vmap(linearization.pull)
 
     def next_lag(carry: tuple[Scaled, Scaled], _: None) -> tuple[tuple[Scaled, Scaled], Scaled]:
         part, total = carry
-        gradient = adjoint.parameter_gradients(cell, params, trajectory, part.value)[0]
+        gradient = bptt.parameter_gradients(cell, params, trajectory, part.value)[0]
         total = rescale(*add(total, rescale(gradient, part.exponent)))
         pulled = pull(part.value, linearization.locals)
         shifted = jax.tree.map(lambda p: jnp.concatenate([p[1:], jnp.zeros_like(p[:1])]), pulled)

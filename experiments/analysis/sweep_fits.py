@@ -1,0 +1,81 @@
+"""One network of a sweep, as a pure function of its numbers and its key."""
+
+from typing import Any
+
+import jax
+
+from experiments.setup.networks import make_cell
+from rnn_jax import gradflow
+from rnn_jax.cells import Cell
+from rnn_jax.gradflow import LastStep
+from rnn_jax.sweep import Fit
+from rnn_jax.types import Array, Key, Params, State
+
+START_STD = 0.1
+"""Of the initial state of an untrained network."""
+
+Numbers = dict[str, Array]
+"""Name of a hyperparameter -> its value for one network, scalar."""
+
+CELL_NUMBERS = {
+    "elman": ("gain", "bias_std"),
+    "leaky": ("gain", "bias_std", "leak"),
+    "layer_norm": ("gain", "bias_std"),
+    "lstm": ("gain", "forget_bias"),
+    "gru": ("gain",),
+}
+"""Cell -> the numbers that its initialization reads."""
+
+
+def cell_of(settings: dict[str, Any], numbers: Numbers) -> Cell:
+    """The cell of a group's settings at one network's numbers."""
+    name = settings["cell"]
+    others: dict[str, Any] = {key: numbers[key] for key in CELL_NUMBERS[name] if key != "gain"}
+    return make_cell(
+        name,
+        settings["hidden_size"],
+        settings.get("activation", "tanh"),
+        settings["recurrent_init"],
+        numbers["gain"],
+        **others,
+    )
+
+
+def measure_flow(
+    cell: Cell, params: Params, state: State, xs: Array, loss: LastStep
+) -> dict[str, Array]:
+    """ln|dL/ds_t| `[T, B]` of the last step's loss, and the largest Lyapunov exponent."""
+    return {
+        "log_norms": gradflow.state_gradients(cell, params, state, xs, loss),
+        "exponent": gradflow.lyapunov_spectrum(
+            cell, params, state, xs, num_exponents=1, burn_in=xs.shape[0] // 5
+        )[0],
+    }
+
+
+def untrained(settings: dict[str, Any], batch_size: int, input_size: int) -> Fit:
+    """Gradient flow at initialization, on white inputs, with the loss v . h_T.
+
+    Args:
+        settings: cell, activation, recurrent_init, hidden_size, length.
+        batch_size: B.
+        input_size: D. The mean-field prediction wants an input of steady variance: many of them.
+    """
+
+    def fit(numbers: Numbers, key: Key) -> dict[str, Array]:
+        cell = cell_of(settings, numbers)
+        weights_key, state_key, inputs_key, loss_key = jax.random.split(key, 4)
+        params = cell.init(weights_key, input_size)
+        # Exactly at 0 and without input, tanh would stay on a fixed point that is unstable.
+        state = jax.tree.map(
+            lambda s: START_STD * jax.random.normal(state_key, s.shape),
+            cell.initial_state(params, (batch_size,)),
+        )
+        shape = (settings["length"], batch_size, input_size)
+        xs = numbers["input_std"] * jax.random.normal(inputs_key, shape)
+        direction = jax.random.normal(loss_key, (cell.emit(state).shape[-1],))
+        return measure_flow(
+            cell, params, state, xs, LastStep(lambda last: cell.emit(last) @ direction)
+        )
+
+    return fit

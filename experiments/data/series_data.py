@@ -1,0 +1,108 @@
+"""A series out of a CSV file, and its parts: learned from, chosen by, held out."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.cli.options import UsageError
+from experiments.data import calendar_dates
+from rnn_jax.io.reading import shown
+from rnn_jax.io.tables import numbers, read_table
+
+SUNSPOTS = Path(__file__).parent / "data" / "sunspots_monthly.csv"
+
+
+class Series(NamedTuple):
+    """A series and where it is cut; the rows are in order, and so are the parts.
+
+    Attributes:
+        names: of the columns.
+        dates: what the file calls each row: its date, or its number from 1.
+        times: the same as numbers, `[N]`.
+        values: `[N, D]`, as they are in the file, float64.
+        mean, scale: of the rows learned from, `[D]`; nothing else is known before the end.
+        validation: the first row of the validation part; all before it are learned from.
+        held_out: the first row of the held-out part.
+    """
+
+    names: list[str]
+    dates: list[str]
+    times: np.ndarray
+    values: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    validation: int
+    held_out: int
+
+
+def normalized(series: Series) -> np.ndarray:
+    """Its values, of mean 0 and variance 1 over the rows learned from, `[N, D]`."""
+    return (series.values - series.mean) / series.scale
+
+
+def fingerprint(series: Series) -> str:
+    """A few letters that tell a series from another: a run goes on only with its own."""
+    return hashlib.sha256(series.values.tobytes()).hexdigest()[:16]
+
+
+def read_series(
+    csv: str | Path,
+    columns: str,
+    date_column: str,
+    missing: str,
+    *,
+    held_out: int,
+    validation: int,
+    least: int,
+) -> Series:
+    """Reads columns of a CSV file and cuts them.
+
+    Args:
+        csv: the file, with a line of names, gzip or not.
+        columns: names, with commas between them.
+        date_column: its name; empty where there is none.
+        missing: "error" or "interpolate".
+        held_out: rows at the end that are foretold.
+        validation: rows before them, that settings may be chosen by.
+        least: rows that learning wants.
+
+    Raises:
+        ValueError: what is wrong in the file, with its line and column.
+        UsageError: too few rows for these parts.
+    """
+    table = read_table(csv)
+    names = [name.strip() for name in columns.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        there = ", ".join(shown(name) for name in table.names[:20])
+        raise UsageError(
+            f"--column={columns}: name one or more columns of {csv}, each once; there are {there}"
+        )
+    values = np.stack([numbers(table, name, missing) for name in names], axis=1)  # type: ignore[arg-type]
+    total = len(values)
+    first = total - held_out - validation
+    if first < least:
+        raise UsageError(
+            f"{csv} has {total} rows: --held_out={held_out} and --validation={validation} leave "
+            f"{max(first, 0)} to learn from, where the settings want {least}; give smaller "
+            "--held_out, --validation, --length or --season, or a longer series"
+        )
+    learned = values[:first]
+    for name, column in zip(names, learned.T, strict=True):
+        if np.ptp(column) == 0:
+            raise ValueError(
+                f"{csv}, column {shown(name)}: all of the {first} rows to learn from are "
+                f"{column[0]:g} (lines {table.lines[0]} to {table.lines[first - 1]}); there is "
+                "nothing to foretell"
+            )
+    if date_column:
+        times = calendar_dates.times(table, date_column)
+        dates = table.columns[date_column]
+    else:
+        times = np.arange(1.0, total + 1)
+        dates = [f"{row:.0f}" for row in times]
+    scale = learned.std(axis=0)
+    return Series(
+        names, dates, times, values, learned.mean(axis=0), scale, first, first + validation
+    )
