@@ -58,7 +58,7 @@ notebooks: $(VENV)/installed-notebooks
 tables: $(VENV)/installed
 	for name in sine_200 sine_6000 sine; do \
 		$(BIN)/python -m experiments.sine --flagfile=experiments/flags/$$name.flags \
-			--num_seeds=20 --workdir=runs/seeds_$$name --overwrite; done
+			--seeds=20 --workdir=runs/seeds_$$name --overwrite; done
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

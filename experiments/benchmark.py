@@ -39,7 +39,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import sine
 from experiments.benchmarks import (
     compiling,
     contenders,
@@ -58,6 +57,7 @@ from experiments.benchmarks import (
 from experiments.benchmarks.report import Findings, Number, Row, Wanted
 from experiments.cli import axes
 from experiments.cli.options import UsageError, check, launch, option
+from experiments.setup.sine import parts_of
 from experiments.training.runner import open_workdir, use_compilation_cache
 from rnn_jax import plots, sharding
 from rnn_jax.io import records
@@ -90,7 +90,7 @@ class BenchmarkConfig:
     cells: str = option("elman,lstm,gru", "axis of the grid")
     hidden_size: str = option("16,64,128,256,512", "axis of the grid: H")
     batch_size: str = option("1,32,128", "axis of the grid: B")
-    num_steps: str = option("50,200,1000", "axis of the grid: T")
+    length: str = option("50,200,1000", "axis of the grid: T", renamed_from=("num_steps",))
     workdir: str = option("runs/benchmark", "folder for the table, the figure and all times")
     overwrite: bool = option(False, "replace a run of other settings in --workdir")
 
@@ -101,7 +101,7 @@ def grid_axes(config: BenchmarkConfig) -> grid.Axes:
         axes.words("cells", config.cells, tuple(contenders.CELLS)),
         axes.whole_numbers("hidden_size", config.hidden_size, minimum=1),
         axes.whole_numbers("batch_size", config.batch_size, minimum=1),
-        axes.whole_numbers("num_steps", config.num_steps, minimum=1),
+        axes.whole_numbers("length", config.length, minimum=1),
     )
 
 
@@ -183,7 +183,7 @@ def load_pytorch() -> tuple[Any, list[str]]:
 
 def check_gradients(torch: Any) -> dict[str, dict[str, float]]:
     """Compares all sides' gradients; `ValueError` where they differ."""
-    objective = sine.setup(tutorial.CONFIG).objective
+    objective = parts_of(tutorial.CONFIG).objective
     others = {"Flax": flax_loop.gradients}
     if torch:
         others["PyTorch"] = torch.gradients

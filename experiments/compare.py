@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.analysis.profiles import profiles
 from experiments.cli.options import UsageError, check, launch, option
-from experiments.reports.sine import profiles
-from experiments.training.runner import settings_of
+from experiments.cli.run_folder import settings_of
 from rnn_jax import plots
 from rnn_jax.gradflow.profile import e_folding_length, fit_slope, lag_profile
 from rnn_jax.io import records

@@ -4,11 +4,11 @@ The 8x8 digits of scikit-learn (1,797 images of ten classes), one pixel a step a
 at the last; with --permuted the pixels come in one random order, the same for all images, in which
 what belongs together is far apart. Images are shifted and turned a little whenever they are drawn
 for training, or the 1,347 of them are soon known by heart. Every cure of --cures
-(experiments/setup/presets.py) is trained --seeds times, all seeds side by side, and judged by
-the share of the 450 test images that it gets right after its last iteration. The test set is a quarter of every
-class, set apart before anything else; nothing is drawn from it in training and no setting was
-chosen on it: with --judge=validation a quarter of the training images is held out in its place, and
-the test images are left alone.
+(experiments/setup/presets.py) is trained --seeds times, all seeds side by side, and evaluated by
+the share of the 450 test images that it gets right after its last iteration. The test set is a
+quarter of every class, set apart before anything else; nothing is drawn from it in training and no
+setting was chosen on it: with --judge=validation a quarter of the training images is held out in
+its place, and the test images are left alone.
 
 Written to --workdir: networks.jsonl, one line a network; arrays/, curves and profiles by cure;
 learning_curves.png; gradient_profiles.png, the gradient of the loss at the state of each step,
@@ -30,12 +30,22 @@ import functools
 import numpy as np
 
 from experiments.cli.options import UsageError, launch, option
+from experiments.cli.start_jax import start_jax
 from experiments.reports import digits as digits_report
+from experiments.reports.summary import write_summary
 from experiments.setup.method import check_flossing, check_method
-from experiments.training import lanes, learning
-from experiments.training.learning import Learning, check_learning, cure_names, cured
-from experiments.training.recipes import Data, recipe
-from experiments.training.sweeping import Group, Row
+from experiments.setup.task_config import (
+    TaskConfig,
+    apply_preset,
+    check_task_config,
+    preset_names,
+)
+from experiments.training.groups import Group, Training
+from experiments.training.loop import END, START
+from experiments.training.outcome import describe_training
+from experiments.training.parts import Row
+from experiments.training.side_by_side import trained
+from experiments.training.task_training import Data, task_algorithm, task_schedule
 from rnn_jax.tasks import digits
 from rnn_jax.tasks.task import Task
 
@@ -51,7 +61,7 @@ GOOD = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class DigitsConfig(Learning):
+class DigitsConfig(TaskConfig):
     """Settings of the experiment; see `--help`."""
 
     permuted: bool = option(False, "read the pixels in one random order, not row by row")
@@ -65,7 +75,7 @@ class DigitsConfig(Learning):
     )
     seeds: int = option(5, "networks of each cure", minimum=1)
     train_steps: int = option(1000, "iterations of every network", minimum=1)
-    workdir: str = option("runs/digits", "folder for results and figures")
+    workdir: str = option("runs/digits", "folder for results and figures", affects_results=False)
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
@@ -102,23 +112,24 @@ def data_of(config: DigitsConfig, images: np.ndarray, labels: np.ndarray) -> Dat
         vary=vary if config.shift or config.turn else None,
     )
     examples = digits.whole(images[judges], labels[judges], order)
-    return Data(task, lambda key: examples, len(judges), ends_training=False)
+    return Data(task, lambda key: examples, config.train_steps, ends_training=False)
 
 
 def groups_of(config: DigitsConfig, data: Data) -> list[Group]:
     """A group for each cure; its networks are the seeds."""
-    return [_group(cured(config, cure), cure, data) for cure in cure_names(config)]
+    return [_group(apply_preset(config, cure), cure, data) for cure in preset_names(config)]
 
 
 def _group(config: DigitsConfig, cure: str, data: Data) -> Group:
     check_method(config)
     check_flossing(config, PIXELS, config.batch_size)
+    algorithm = task_algorithm(config, data, PIXELS, config.batch_size)
     return Group(
         settings={"task": task_name(config), "cure": cure or "as given", "length": PIXELS},
-        numbers={"learning_rate": np.full(config.seeds, config.learning_rate)},
+        hparams={"learning_rate": np.full(config.seeds, config.learning_rate)},
         seeds=np.arange(config.seeds),
-        fit=recipe(config, data, PIXELS, config.batch_size, config.train_steps, config.test_every),
-        describe=lanes.describe(GOOD),
+        program=Training(algorithm, task_schedule(algorithm, data, config.test_every)),
+        describe=describe_training(GOOD, (START, END)),
     )
 
 
@@ -129,21 +140,21 @@ def task_name(config: DigitsConfig) -> str:
 
 def run(config: DigitsConfig) -> list[Row]:
     """Trains what is not yet trained, and draws; the lines of all networks, in order."""
-    check_learning(config)
+    check_task_config(config)
     data = data_of(config, *load())
     groups = groups_of(config, data)
-    with learning.trained("digits", config, groups) as (workdir, rows):
+    with trained("digits", config, groups) as (workdir, rows):
         task: Task = data.task
         text = digits_report.save(
             workdir, task_name(config), rows, groups, task.chance_wrong, config.test_every
         )
-        learning.tell(workdir, text)
+        write_summary(workdir, text)
     return rows
 
 
 def main(config: DigitsConfig) -> None:
     """Starts JAX as asked, and runs the experiment."""
-    learning.start_jax(config)
+    start_jax(config.cpu_devices, config.compilation_cache)
     run(config)
 
 

@@ -24,8 +24,11 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.analysis.flow_measurements import Measured, exponents_of, measure, slope_bounds
+from experiments.analysis.sine_network import network_of_run
 from experiments.analysis.sweep_theory import predicted_slope as theory_of
 from experiments.cli.options import UsageError, check, launch, option
+from experiments.cli.run_folder import open_run_folder
+from experiments.cli.start_jax import use_compilation_cache
 from experiments.reports.gradient_flow import power_of_ten, save_figures
 from experiments.setup.networks import (
     CELLS,
@@ -33,9 +36,7 @@ from experiments.setup.networks import (
     Network,
     fresh_network,
     make_cell,
-    network_of_run,
 )
-from experiments.training.runner import open_workdir, use_compilation_cache
 from rnn_jax import gradflow, plots
 from rnn_jax.cells import ACTIVATIONS
 from rnn_jax.io import records
@@ -133,7 +134,7 @@ def run(config: FlowConfig) -> Result:
     """Measures and draws; leaves the folder behind."""
     check(config)
     gains_of(config)
-    workdir = open_workdir("gradient_flow", config)
+    workdir = open_run_folder("gradient_flow", config)
     network = network_of(config)
     measured = measure(network)
     compared = compare(config)

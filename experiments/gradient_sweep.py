@@ -26,28 +26,39 @@ Example:
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 
-from experiments.analysis import sweep_fits, sweep_theory
+from experiments.analysis.gradient_flow import untrained
+from experiments.analysis.sweep_theory import describe_flow
 from experiments.cli import axes
 from experiments.cli.options import UsageError, check, launch, option
+from experiments.cli.run_folder import settings_of
+from experiments.cli.start_jax import use_compilation_cache
 from experiments.reports import gradient_sweep as sweep_report
-from experiments.setup.networks import CELLS, RECURRENT_INITS, WITH_ACTIVATION
-from experiments.training import sweep_tasks, sweeping
-from experiments.training.runner import settings_of, use_compilation_cache
-from experiments.training.sweeping import Group, Layout, Row
+from experiments.reports.summary import write_summary
+from experiments.setup.networks import CELL_HPARAMS, CELLS, RECURRENT_INITS, WITH_ACTIVATION
+from experiments.setup.run import FolderConfig
+from experiments.setup.tasks import OPTIMIZERS, TASKS
+from experiments.training import parts
+from experiments.training.groups import Group, run_groups
+from experiments.training.outcome import describe_training
+from experiments.training.parts import Row
+from experiments.training.programs import Layout
+from experiments.training.side_by_side import width_within
+from experiments.training.sweep_training import STAGES, predict, sweep_training
 from rnn_jax import sharding, sweep
 from rnn_jax.cells import ACTIVATIONS
 from rnn_jax.io import records
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(FolderConfig):
     """Settings of a sweep; see `--help`."""
 
     gain: str = option("0.5,1,1.5", "axis: scale of W, its spectral radius if wide")
@@ -67,25 +78,44 @@ class SweepConfig:
     batch_size: int = option(4, "B, sequences of each network", minimum=1)
     input_size: int = option(16, "D, white inputs of each network without training", minimum=1)
     train_steps: int = option(0, "training iterations of each network; 0 for none", minimum=0)
-    task: str = option("sine", "what is learned", choices=tuple(sweep_tasks.TASKS))
-    optimizer: str = option("adam", "with training", choices=tuple(sweep_tasks.OPTIMIZERS))
+    task: str = option("sine", "what is learned", choices=tuple(TASKS))
+    optimizer: str = option("adam", "with training", choices=tuple(OPTIMIZERS))
     width: int = option(
         sweep.WIDTH, "networks side by side in a block; rounding may differ with it", minimum=1
     )
-    lanes: int = option(
-        0, "networks in a batch, which is what an end of the process loses; 0 to choose", minimum=0
+    batch_networks: int = option(
+        0,
+        "networks in a batch, which is what an end of the process loses; 0 to choose",
+        minimum=0,
+        affects_results=False,
+        renamed_from=("lanes",),
     )
     memory_mb: int = option(
         0, "bound on the memory of the networks on each host, in MB; 0 for none", minimum=0
     )
-    cpu_devices: int = option(0, "devices to make of a CPU; 0 for one a core", minimum=0)
-    distributed: bool = option(False, "several processes, found by SLURM, Kubernetes or a TPU pod")
-    coordinator_address: str = option("", "host:port of process 0, where nobody else tells it")
-    num_processes: int = option(0, "how many there are, where nobody else tells it", minimum=0)
-    process_id: int = option(-1, "which one this is, where nobody else tells it", minimum=-1)
-    workdir: str = option("runs/gradient_sweep", "folder for results and figures")
-    overwrite: bool = option(False, "start afresh, whatever is in --workdir")
-    compilation_cache: bool = option(True, "keep compiled programs in the user's cache folder")
+    cpu_devices: int = option(
+        0, "devices to make of a CPU; 0 for one a core", minimum=0, affects_results=False
+    )
+    distributed: bool = option(
+        False,
+        "several processes, found by SLURM, Kubernetes or a TPU pod",
+        affects_results=False,
+    )
+    coordinator_address: str = option(
+        "", "host:port of process 0, where the cluster does not say it", affects_results=False
+    )
+    num_processes: int = option(
+        0, "how many there are, where the cluster does not say it", minimum=0, affects_results=False
+    )
+    process_id: int = option(
+        -1,
+        "which one this is, where the cluster does not say it",
+        minimum=-1,
+        affects_results=False,
+    )
+    workdir: str = option(
+        "runs/gradient_sweep", "folder for results and figures", affects_results=False
+    )
 
 
 def structures(config: SweepConfig) -> list[Row]:
@@ -134,31 +164,36 @@ def _leak(config: SweepConfig, value: float) -> float:
 
 def groups_of(config: SweepConfig) -> list[Group]:
     """Every network of the sweep, by structure; seeds run fastest."""
-    numbers = number_axes(config)
+    values = number_axes(config)
     extra = ("learning_rate", "clip_norm") if config.train_steps else ("input_std",)
     groups = []
     for settings in structures(config):
-        names = [*sweep_fits.CELL_NUMBERS[settings["cell"]], *extra]
-        grid = np.array(list(itertools.product(*(numbers[name] for name in names))), np.float64)
+        names = [*CELL_HPARAMS[settings["cell"]], *extra]
+        grid = np.array(list(itertools.product(*(values[name] for name in names))), np.float64)
         points = np.repeat(grid, config.seeds, axis=0)
-        if config.train_steps:
-            trained = sweep_tasks.trained(
-                settings, config.task, config.optimizer, config.batch_size, config.train_steps
-            )
-            fit, describe = trained.fit, trained.describe
-        else:
-            fit = sweep_fits.untrained(settings, config.batch_size, config.input_size)
-            describe = sweep_theory.describe_flow
+        program, describe = _program(config, settings)
         groups.append(
             Group(
                 settings,
                 {name: points[:, column] for column, name in enumerate(names)},
                 np.tile(np.arange(config.seeds), len(grid)),
-                fit,
+                program,
                 describe,
             )
         )
     return groups
+
+
+def _program(config: SweepConfig, settings: Row) -> tuple[Any, Any]:
+    """The `program` and `describe` of a group."""
+    if not config.train_steps:
+        return untrained(settings, config.batch_size, config.input_size), describe_flow
+    training = sweep_training(
+        settings, config.task, config.optimizer, config.batch_size, config.train_steps
+    )
+    solved_wrong = TASKS[config.task](settings["length"], config.batch_size).solved_wrong
+    theory = functools.partial(predict, config.task, config.batch_size)
+    return training, describe_training(solved_wrong, STAGES, theory)
 
 
 def layout_of(config: SweepConfig, groups: list[Group]) -> Layout:
@@ -166,48 +201,23 @@ def layout_of(config: SweepConfig, groups: list[Group]) -> Layout:
     mesh = sharding.lanes_mesh()
     width = config.width
     if config.memory_mb:
-        width = min(_width_within(config.memory_mb * 10**6, group, width) for group in groups)
+        limit = config.memory_mb * 10**6
+        lower = "--length, --hidden_size, --batch_size, --train_steps or --cpu_devices"
+        width = min(width_within(limit, group, width, lower) for group in groups)
     block = width * mesh.size
-    if config.lanes % block:
+    if config.batch_networks % block:
         raise UsageError(
-            f"--lanes={config.lanes}: {mesh.size} devices with blocks of {width} networks want a "
-            f"multiple of {block}"
+            f"--batch_networks={config.batch_networks}: {mesh.size} devices with blocks of {width} "
+            f"networks want a multiple of {block}"
         )
-    return Layout(width, config.lanes or sweep.default_lanes(width, mesh), mesh)
-
-
-PROGRAM_BYTES = 50 * 10**6
-"""What a group takes beside its blocks: compiler, code, results on their way. Measured: 40 to 60 MB
-at H = 128, T = 500, B = 16, widths 4 to 16."""
-
-
-def _width_within(limit: int, group: Group, width: int) -> int:
-    """The widest block, halving, that the devices of this host can hold at once."""
-    keys = jax.random.split(jax.random.key(0), 1)
-    numbers = {name: np.zeros(1, np.float32) for name in group.numbers}
-    devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-
-    def needed_by(width: int) -> int:
-        return PROGRAM_BYTES + devices * sweep.block_bytes(group.fit, numbers, keys, width)
-
-    needed = needed_by(width)
-    while needed > limit and width > 1:
-        width //= 2
-        needed = needed_by(width)
-    if needed > limit:
-        raise UsageError(
-            f"--memory_mb={limit // 10**6}: one network on each of {devices} devices needs "
-            f"{needed / 1e6:.0f} MB; give that much, or lower --length, --hidden_size, "
-            "--batch_size, --train_steps or --cpu_devices"
-        )
-    return width
+    return Layout(width, config.batch_networks or sweep.default_lanes(width, mesh), mesh)
 
 
 def open_folder(config: SweepConfig) -> np.ndarray:
     """Opens or reopens the sweep's folder; errors are those of `records.open_run`."""
     workdir = Path(config.workdir)
     if config.overwrite:
-        sweeping.start_afresh(workdir)
+        parts.start_afresh(workdir)
     records.open_run(workdir, settings_of("gradient_sweep", config), config.overwrite)
     return np.zeros(0, np.int64)
 
@@ -234,14 +244,13 @@ def run(config: SweepConfig) -> list[Row]:
                 "%d networks in %d groups, each compiled once; batches of %d on %d devices",
                 sum(len(group.seeds) for group in groups),
                 len(groups),
-                layout.lanes,
+                layout.batch,
                 layout.mesh.size,
             )
-        rows = sweeping.run_groups(groups, workdir, config.seed, layout)
+        rows = run_groups(groups, workdir, config.seed, layout)
         if writer:
             text = sweep_report.save(workdir, rows, groups)
-            records.write_atomically(workdir / "summary.txt", text)
-            print(text, end="")
+            write_summary(workdir, text)
     return rows
 
 

@@ -36,20 +36,30 @@ import numpy as np
 
 from experiments.cli import axes
 from experiments.cli.options import UsageError, launch, option
+from experiments.cli.start_jax import start_jax
 from experiments.reports import memory as memory_report
+from experiments.reports.summary import write_summary
 from experiments.setup.method import check_flossing, check_method, floss_iterations
-from experiments.training import lanes, learning
-from experiments.training.learning import Learning, check_learning, cure_names, cured
-from experiments.training.recipes import Data, recipe
-from experiments.training.sweep_tasks import TASKS
-from experiments.training.sweeping import Group, Row
+from experiments.setup.task_config import (
+    TaskConfig,
+    apply_preset,
+    check_task_config,
+    preset_names,
+)
+from experiments.setup.tasks import TASKS
+from experiments.training.groups import Group, Training
+from experiments.training.loop import END, START
+from experiments.training.outcome import describe_training
+from experiments.training.parts import Row
+from experiments.training.side_by_side import trained
+from experiments.training.task_training import Data, task_algorithm, task_schedule
 from rnn_jax.tasks.task import Task
 
 TEST_SEQUENCES = 400
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryConfig(Learning):
+class MemoryConfig(TaskConfig):
     """Settings of the experiment; see `--help`."""
 
     task: str = option("adding", "what is to be learned", choices=tuple(TASKS))
@@ -58,46 +68,47 @@ class MemoryConfig(Learning):
     learning_rate: str = option("0.001", "axis: step size; the best of them is told")
     seeds: int = option(5, "networks of each cure, length and learning rate", minimum=1)
     train_steps: int = option(3000, "iterations of a network that does not solve it", minimum=1)
-    workdir: str = option("runs/memory", "folder for results and figures")
+    workdir: str = option("runs/memory", "folder for results and figures", affects_results=False)
 
 
 def groups_of(config: MemoryConfig) -> list[Group]:
     """A group for each cure and length; its networks are learning rates times seeds."""
     rates = axes.numbers("learning_rate", config.learning_rate, above=0)
     lengths = axes.whole_numbers("length", config.length, minimum=1)
-    numbers = {"learning_rate": rates}
+    hparams = {"learning_rate": rates}
     if config.gains:
-        numbers["gain"] = axes.numbers("gains", config.gains, above=0)
+        hparams["gain"] = axes.numbers("gains", config.gains, above=0)
     groups = []
-    for cure in cure_names(config):
-        settings = cured(config, cure)
+    for cure in preset_names(config):
+        settings = apply_preset(config, cure)
         check_method(settings)
         for length in lengths:
-            groups.append(_group(settings, cure, length, numbers))
+            groups.append(_group(settings, cure, length, hparams))
     return groups
 
 
-def _group(config: MemoryConfig, cure: str, length: int, numbers: dict[str, list[float]]) -> Group:
+def _group(config: MemoryConfig, cure: str, length: int, values: dict[str, list[float]]) -> Group:
     make = functools.partial(_task, config)
     task = make(length, config.batch_size)
     for iteration in floss_iterations(config):
         if iteration % config.test_every:
             raise UsageError(
                 f"--floss_at={config.floss_at}: flossing comes between two tests, and {iteration} "
-                f"is no multiple of --test_every={config.test_every}"
+                f"is not a multiple of --test_every={config.test_every}"
             )
     steps = jax.eval_shape(task.sample, jax.random.key(0)).inputs.shape[0]
     check_flossing(config, steps, config.batch_size)
-    data = Data(task, make(length, TEST_SEQUENCES).sample, TEST_SEQUENCES)
-    points = np.array(list(itertools.product(*numbers.values())))
+    data = Data(task, make(length, TEST_SEQUENCES).sample, config.train_steps)
+    algorithm = task_algorithm(config, data, length, config.batch_size)
+    points = np.array(list(itertools.product(*values.values())))
     return Group(
         settings={"task": config.task, "cure": cure or "as given", "length": length},
-        numbers={
-            name: np.repeat(points[:, column], config.seeds) for column, name in enumerate(numbers)
+        hparams={
+            name: np.repeat(points[:, column], config.seeds) for column, name in enumerate(values)
         },
         seeds=np.tile(np.arange(config.seeds), len(points)),
-        fit=recipe(config, data, length, config.batch_size, config.train_steps, config.test_every),
-        describe=lanes.describe(task.solved_wrong),
+        program=Training(algorithm, task_schedule(algorithm, data, config.test_every)),
+        describe=describe_training(task.solved_wrong, (START, END)),
     )
 
 
@@ -110,18 +121,18 @@ def _task(config: MemoryConfig, length: int, batch_size: int) -> Task:
 
 def run(config: MemoryConfig) -> list[Row]:
     """Trains what is not yet trained, and draws; the lines of all networks, in order."""
-    check_learning(config)
+    check_task_config(config)
     groups = groups_of(config)
-    with learning.trained("memory", config, groups) as (workdir, rows):
+    with trained("memory", config, groups) as (workdir, rows):
         chance = [_task(config, g.settings["length"], 1).chance_loss for g in groups]
         text = memory_report.save(workdir, config.task, rows, groups, chance, config.test_every)
-        learning.tell(workdir, text)
+        write_summary(workdir, text)
     return rows
 
 
 def main(config: MemoryConfig) -> None:
     """Starts JAX as asked, and runs the experiment."""
-    learning.start_jax(config)
+    start_jax(config.cpu_devices, config.compilation_cache)
     run(config)
 
 

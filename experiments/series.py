@@ -31,19 +31,31 @@ import numpy as np
 
 from experiments.analysis import forecasts
 from experiments.cli.options import UsageError, launch, option
+from experiments.cli.start_jax import start_jax
 from experiments.data.series_data import SUNSPOTS, Series, fingerprint, normalized, read_series
 from experiments.reports import series as series_report
+from experiments.reports.summary import write_summary
 from experiments.setup.method import check_flossing, check_method, model_of
-from experiments.training import lanes, learning
-from experiments.training.learning import Learning, check_learning, cure_names, cured
-from experiments.training.recipes import Data, Learner, recipe
-from experiments.training.sweeping import Arrays, Group, Row
+from experiments.setup.task_config import (
+    TaskConfig,
+    apply_preset,
+    check_task_config,
+    preset_names,
+)
+from experiments.training.algorithm import Arrays
+from experiments.training.groups import Group, Training
+from experiments.training.loop import END, START
+from experiments.training.outcome import describe_training
+from experiments.training.parts import Row
+from experiments.training.side_by_side import trained
+from experiments.training.task_training import Data, task_algorithm, task_schedule
 from rnn_jax.tasks.series import series, windows_from
-from rnn_jax.types import Array, Key
+from rnn_jax.training import TrainState
+from rnn_jax.types import Key
 
 
 @dataclasses.dataclass(frozen=True)
-class SeriesConfig(Learning):
+class SeriesConfig(TaskConfig):
     """Settings of the experiment; see `--help`."""
 
     csv: str = option("", "file of the series; empty for the sunspots that come with the project")
@@ -60,7 +72,7 @@ class SeriesConfig(Learning):
     learning_rate: float = option(0.003, "step size", above=0)
     seeds: int = option(5, "networks of each cure", minimum=1)
     train_steps: int = option(1500, "iterations of every network", minimum=1)
-    workdir: str = option("runs/series", "folder for results and figures")
+    workdir: str = option("runs/series", "folder for results and figures", affects_results=False)
 
 
 def filled(config: SeriesConfig) -> SeriesConfig:
@@ -101,54 +113,52 @@ def groups_of(config: SeriesConfig, read: Series) -> list[Group]:
         examples = windows_from(known, read.validation, config.length, config.warmup)
     except ValueError as error:
         raise UsageError(f"--validation={config.validation}: {error}") from error
-    count = examples.inputs.shape[1]
-    data = Data(task, lambda key: examples, count, ends_training=False)
-    return [_group(cured(config, cure), cure, read, data) for cure in cure_names(config)]
+    data = Data(task, lambda key: examples, config.train_steps, ends_training=False)
+    return [_group(apply_preset(config, cure), cure, read, data) for cure in preset_names(config)]
 
 
 def _group(config: SeriesConfig, cure: str, read: Series, data: Data) -> Group:
     check_method(config)
     check_flossing(config, config.length, config.batch_size)
-    fit = recipe(
-        config, data, config.length, config.batch_size, config.train_steps, config.test_every
-    )
+    algorithm = task_algorithm(config, data, config.length, config.batch_size)
     model = model_of(config, data.task, config.length)
-    foretell = forecasts.forecaster(model, normalized(read), read.held_out)
+    forecast = forecasts.forecaster(model, normalized(read), read.held_out)
 
-    def flow(learner: Learner, key: Key) -> dict[str, Array]:
-        return fit.flow(learner, key) | foretell(learner, key)
+    def measure(state: TrainState, key: Key) -> Arrays:
+        return algorithm.measure(state, key) | forecast(state.params)
 
-    def described(point: Row, results: Arrays) -> tuple[Row, Arrays]:
-        line, kept = told(point, results)
+    def describe(point: Row, results: Arrays) -> tuple[Row, Arrays]:
+        line, kept = describe_flow(point, results)
         ends = {name: results[f"{name}_end"] for name in (forecasts.ONE_STEP, forecasts.FREE_RUN)}
         return line, kept | ends
 
-    told = lanes.describe(data.task.solved_wrong)
+    describe_flow = describe_training(data.task.solved_wrong, (START, END))
+    schedule = task_schedule(algorithm, data, config.test_every)
     return Group(
         settings={"task": "series", "cure": cure or "as given", "length": config.length},
-        numbers={"learning_rate": np.full(config.seeds, config.learning_rate)},
+        hparams={"learning_rate": np.full(config.seeds, config.learning_rate)},
         seeds=np.arange(config.seeds),
-        fit=fit._replace(flow=flow),
-        describe=described,
+        program=Training(algorithm._replace(measure=measure), schedule),
+        describe=describe,
     )
 
 
 def run(config: SeriesConfig) -> list[Row]:
     """Trains what is not yet trained, and foretells; the lines of all networks, in order."""
     config = filled(config)
-    check_learning(config)
+    check_task_config(config)
     found = read(config)
     groups = groups_of(config, found)
     facts = {"values": fingerprint(found)}
-    with learning.trained("series", config, groups, **facts) as (workdir, rows):
+    with trained("series", config, groups, **facts) as (workdir, rows):
         text = series_report.save(workdir, found, rows, groups, config.season, config.test_every)
-        learning.tell(workdir, text)
+        write_summary(workdir, text)
     return rows
 
 
 def main(config: SeriesConfig) -> None:
     """Starts JAX as asked, and runs the experiment."""
-    learning.start_jax(config)
+    start_jax(config.cpu_devices, config.compilation_cache)
     run(config)
 
 

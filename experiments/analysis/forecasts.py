@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnn_jax
-from experiments.training.recipes import Learner
-from rnn_jax.model import Model
-from rnn_jax.types import Array, Key
+from rnn_jax.model import Model, ModelParams
+from rnn_jax.types import Array
 
 ONE_STEP, FREE_RUN = "one_step", "free_run"
 LAST_VALUE, SEASON_AGO = "last value", "a season ago"
@@ -37,7 +36,7 @@ class Forecasts(NamedTuple):
 
 def forecaster(
     model: Model, values: np.ndarray, first: int
-) -> Callable[[Learner, Key], dict[str, Array]]:
+) -> Callable[[ModelParams], dict[str, Array]]:
     """A program that foretells the rows from `first` on, by a network as it is now.
 
     Args:
@@ -46,14 +45,12 @@ def forecaster(
         first: of the rows to foretell.
 
     Returns:
-        `((numbers, state), key) -> one_step, free_run`, each `[N - first, D]`, normalized. The
+        `params -> one_step, free_run`, each `[N - first, D]`, normalized. The
         state is warmed by the true values from the first on: for the one-step forecast by all
         before the row, for the free run by those before `first`; that reads its own forecasts.
     """
 
-    def forecast(learner: Learner, key: Key) -> dict[str, Array]:
-        del key
-        params = learner[1].params
+    def forecast(params: ModelParams) -> dict[str, Array]:
         xs = jnp.asarray(values, jnp.float32)[:, None]
         start = model.cell.initial_state(params.cell, (1,))
         outputs, states = rnn_jax.apply(model, params, start, xs[:-1])

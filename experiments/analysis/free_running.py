@@ -44,10 +44,26 @@ def carried(model: rnn_jax.Model, params: rnn_jax.ModelParams, carry: State, key
         carry: the state that training ended with, leaves `[1, H]`.
         key: draws the start.
     """
+    start, points, predicted = _run_carried(model, params, carry, key)
+    return _free_run(float(start[0]), points, predicted)
+
+
+def carried_error(
+    model: rnn_jax.Model, params: rnn_jax.ModelParams, carry: State, key: Key
+) -> Array:
+    """The mean squared error of `carried`, scalar; pure."""
+    _, points, predicted = _run_carried(model, params, carry, key)
+    return jnp.mean(jnp.square(predicted - points[1:]))
+
+
+def _run_carried(
+    model: rnn_jax.Model, params: rnn_jax.ModelParams, carry: State, key: Key
+) -> tuple[Array, Array, Array]:
+    """Where the wave starts `[1]`, its points, and what the network makes of the first of them."""
     start = jax.random.randint(key, (1,), 0, 3).astype(jnp.float32)
     points = sine.wave(start, sine.NUM_POINTS)
     predicted, _ = _run(model, params, carry, points[0], sine.NUM_POINTS - 1)
-    return _free_run(float(start[0]), points, predicted)
+    return start, points, predicted
 
 
 def warmed(
@@ -58,14 +74,14 @@ def warmed(
     return _free_run(float(start[0]), *_run_warmed(model, params, start, num_steps))
 
 
-def warmed_errors(model: rnn_jax.Model, params: rnn_jax.ModelParams, key: Key) -> np.ndarray:
-    """Mean squared error `[1000]` at each step of free runs after 49 true points.
+def warmed_errors(model: rnn_jax.Model, params: rnn_jax.ModelParams, key: Key) -> Array:
+    """Mean squared error `[1000]` at each step of free runs after 49 true points; pure.
 
     Averaged over 32 waves at random real phases, none of which was trained on.
     """
     starts = jax.random.uniform(key, (TEST_PHASES,), maxval=2 * math.pi)
     points, outputs = _run_warmed(model, params, starts, LONG_RUN)
-    return np.mean(np.square(np.asarray(outputs - points[GIVEN:])), axis=(1, 2))
+    return jnp.mean(jnp.square(outputs - points[GIVEN:]), axis=(1, 2))
 
 
 def closed_loop_exponents(

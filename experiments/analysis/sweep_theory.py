@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -80,23 +81,23 @@ def flow_numbers(log_norms: np.ndarray, last: np.ndarray, exponent: float) -> di
     }
 
 
-def told_at(
-    moments: tuple[str, ...], results: dict[str, np.ndarray]
+def flow_at_stages(
+    stages: Sequence[str], results: dict[str, np.ndarray]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """`flow_numbers` and the middle profile at each moment of a training, names ending in it.
+    """`flow_numbers` and the middle profile at each stage of a training, names ending in it.
 
     Args:
-        moments: such as "start" and "end".
-        results: log_norms_MOMENT `[T, B]` and exponent_MOMENT of each.
+        stages: such as "start" and "end".
+        results: log_norms_STAGE `[T, B]` and exponent_STAGE of each.
     """
     found: dict[str, Any] = {}
     profiles = {}
-    for moment in moments:
-        logs = results[f"log_norms_{moment}"]
+    for stage in stages:
+        logs = results[f"log_norms_{stage}"]
         last = np.full(logs.shape[1], len(logs) - 1)
-        numbers = flow_numbers(logs, last, float(results[f"exponent_{moment}"]))
-        found |= {f"{name}_{moment}": value for name, value in numbers.items()}
-        profiles[f"profile_{moment}"] = middle_profile(logs)
+        numbers = flow_numbers(logs, last, float(results[f"exponent_{stage}"]))
+        found |= {f"{name}_{stage}": value for name, value in numbers.items()}
+        profiles[f"profile_{stage}"] = middle_profile(logs)
     return found, profiles
 
 

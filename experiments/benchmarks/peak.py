@@ -30,7 +30,7 @@ from experiments.benchmarks.contenders import (
 from experiments.benchmarks.process import output_of
 from experiments.benchmarks.report import Findings, Number, Wanted
 from experiments.cli.options import launch, option
-from experiments.training.runner import use_compilation_cache
+from experiments.cli.start_jax import use_compilation_cache
 
 SIDES = {"ours": ours, "plain": plain, "flax": flax}
 NAMES = {"ours": "ours", "plain": "plain scan", "flax": "Flax", "pytorch": "PyTorch"}

@@ -9,7 +9,7 @@ import optax
 
 from experiments.benchmarks.report import Findings, Row, Wanted
 from experiments.benchmarks.timing import Side, Times, interleaved, spread, stopwatch
-from experiments.sine import SineConfig, setup
+from experiments.setup.sine import SineConfig, parts_of
 from rnn_jax import losses, objectives, plots, sharding, sweep, training
 from rnn_jax.model import Model
 from rnn_jax.tasks import sine
@@ -39,7 +39,7 @@ def learn(model: Model, learning_rate: Array, key: Key) -> tuple[Array, Array]:
 
 def one_network(learning_rate: Array, key: Key) -> tuple[Array, Array]:
     """`learn` of the tutorial's model."""
-    return learn(setup(CONFIG).model, learning_rate, key)
+    return learn(parts_of(CONFIG).model, learning_rate, key)
 
 
 def networks(count: int) -> tuple[np.ndarray, Key]:

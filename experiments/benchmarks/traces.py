@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import sine as sine_experiment
 from experiments.benchmarks.report import COST, Findings, Row, Wanted
 from experiments.benchmarks.timing import Side, interleaved, stopwatch
+from experiments.setup.sine import SineConfig, parts_of
 from rnn_jax import objectives, training
 from rnn_jax.model import ModelParams
 from rnn_jax.tasks import sine
@@ -43,18 +43,17 @@ def trace_nothing(
 
 def training_side(shape: Shape, trace: traces.Trace, iterations: int) -> Side:
     """`iterations` training steps on sine waves as one XLA program."""
-    config = sine_experiment.SineConfig(
+    config = SineConfig(
         hidden_size=shape.hidden_size, batch_size=shape.batch_size, init="orthogonal"
     )
-    parts = sine_experiment.setup(config)
+    parts = parts_of(config)
     sample = sine.sampler(shape.batch_size, shape.num_steps + 1)
-    state = training.init_state(
-        parts.model, parts.optimizer, jax.random.key(0), 1, shape.batch_size
-    )
+    optimizer = parts.optimizer(jnp.float32(config.learning_rate))
+    state = training.init_state(parts.model, optimizer, jax.random.key(0), 1, shape.batch_size)
 
     def work(state: training.TrainState) -> Any:
         return training.train_chunk(
-            parts.objective, parts.optimizer, sample, state, jax.random.key(1), iterations, trace
+            parts.objective, optimizer, sample, state, jax.random.key(1), iterations, trace
         )
 
     return Side(stopwatch(lambda: jax.tree.map(jnp.copy, state), work), iterations)

@@ -1,25 +1,29 @@
 """The tutorial's training loop: ours, PyTorch's and Flax's, per iteration and from start to end."""
 
 import contextlib
+import functools
 import io
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
-from experiments import sine
 from experiments.benchmarks import flax_loop
 from experiments.benchmarks.report import Findings, Row, Wanted
 from experiments.benchmarks.timing import Side, interleaved, stopwatch
-from experiments.training.runner import run_training
+from experiments.setup.sine import SineConfig
+from experiments.training.algorithm import Algorithm, nothing
+from experiments.training.loop import Schedule
+from experiments.training.programs import of_one_network
+from experiments.training.sine_training import algorithm_of
+from experiments.training.single import Run, train_network
 from rnn_jax import training
 from rnn_jax.io import records
-from rnn_jax.types import Key
 
-CONFIG = sine.SineConfig()
+CONFIG = SineConfig()
 """The settings of experiments/flags/sine_6000.flags: H = 16, B = 1, T = 49, Adam."""
 
 OURS = f"ours, chunks of {CONFIG.log_every}"
@@ -32,56 +36,42 @@ FASTER_THAN_TORCH = Wanted(">=", 75)
 FASTER_END_TO_END = Wanted(">=", 6)
 
 
-def start() -> tuple[training.TrainState, Key]:
-    """A fresh training state and the data key, as the experiment makes them."""
-    parts = sine.setup(CONFIG)
-    init_key, data_key, _ = jax.random.split(jax.random.key(CONFIG.seed), 3)
-    state = training.init_state(parts.model, parts.optimizer, init_key, 1, CONFIG.batch_size)
-    return state, data_key
-
-
-def train_as_experiment(state: training.TrainState, key: Key, iterations: int, folder: Path) -> Any:
+def train_as_experiment(iterations: int, folder: Path | None) -> Any:
     """Traces on, metrics fetched and written at each chunk; progress is kept off the terminal."""
-    parts = sine.setup(CONFIG)
     with contextlib.redirect_stderr(io.StringIO()):
-        return run_training(
-            parts.objective,
-            parts.optimizer,
-            parts.sample,
-            state,
-            key,
-            num_steps=iterations,
-            log_every=CONFIG.log_every,
-            workdir=folder,
+        return train_network(
+            _untested(),
+            {"learning_rate": CONFIG.learning_rate},
+            jax.random.key(CONFIG.seed),
+            Schedule(iterations, CONFIG.log_every),
+            Run(folder),
         )
+
+
+@functools.cache
+def _untested() -> Algorithm:
+    """How a network learns, without the free runs after it."""
+    return algorithm_of(CONFIG)._replace(measure=nothing)
 
 
 def ours_in_chunks(iterations: int, folder: Path) -> Side:
     """Training as the experiment does it, in chunks of `log_every`."""
-    state, key = start()
 
-    def prepare() -> training.TrainState:
+    def prepare() -> None:
         records.open_run(folder, {}, overwrite=True)
-        # A chunk's input state is donated to it, so each run needs its own.
-        return jax.tree.map(jnp.copy, state)
 
-    def work(state: training.TrainState) -> Any:
-        return train_as_experiment(state, key, iterations, folder)
-
-    return Side(stopwatch(prepare, work), iterations)
+    return Side(stopwatch(prepare, lambda _: train_as_experiment(iterations, folder)), iterations)
 
 
 def ours_in_one_chunk(iterations: int) -> Side:
     """The same training as one XLA program; its traces stay on the device."""
-    parts = sine.setup(CONFIG)
-    state, key = start()
+    rate = {"learning_rate": CONFIG.learning_rate}
+    programs = of_one_network(_untested(), rate, jax.random.key(CONFIG.seed))
 
     def work(state: training.TrainState) -> Any:
-        return training.train_chunk(
-            parts.objective, parts.optimizer, parts.sample, state, key, iterations
-        )
+        return programs.train_chunk(state, np.arange(1), iterations)
 
-    return Side(stopwatch(lambda: jax.tree.map(jnp.copy, state), work), iterations)
+    return Side(stopwatch(programs.init, work), iterations)
 
 
 def flax_side(iterations: int) -> Side:
@@ -145,7 +135,7 @@ def end_to_end_findings(torch: Any, torch_iterations: int, repeats: int) -> Find
         torch_iterations: that PyTorch is run for; its time is scaled to the tutorial's number.
         repeats: rounds.
     """
-    total = CONFIG.num_steps
+    total = CONFIG.train_steps
     run = min(torch_iterations, total)
     with tempfile.TemporaryDirectory() as folder:
         sides = {"ours, compiled anew": ours_from_nothing(Path(folder))}
@@ -170,7 +160,7 @@ def ours_from_nothing(folder: Path) -> Side:
         jax.clear_caches()
 
     def work(_: None) -> Any:
-        return train_as_experiment(*start(), CONFIG.num_steps, folder)
+        return train_as_experiment(CONFIG.train_steps, folder)
 
     return Side(stopwatch(prepare, work))
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from experiments.cli.signals import EXIT_CODE, Interrupted, command_to_go_on
+from experiments.cli.signals import EXIT_CODE, Interrupted, command_to_resume
 
 Config = TypeVar("Config")
 
@@ -42,6 +42,8 @@ def option(
     minimum: float | None = None,
     above: float | None = None,
     choices: Sequence[str] | None = None,
+    affects_results: bool = True,
+    renamed_from: Sequence[str] = (),
 ) -> Any:
     """A setting with its help text and its limits.
 
@@ -51,8 +53,17 @@ def option(
         minimum: smallest value allowed.
         above: the value must be larger than this.
         choices: the only texts allowed.
+        affects_results: whether what comes out depends on it; if not, it is not kept with a run.
+        renamed_from: names that the flag had before; they are refused with the new name.
     """
-    metadata = {"help": help, "minimum": minimum, "above": above, "choices": choices}
+    metadata = {
+        "help": help,
+        "minimum": minimum,
+        "above": above,
+        "choices": choices,
+        "affects_results": affects_results,
+        "renamed_from": tuple(renamed_from),
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -144,6 +155,10 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
         try:
             rest = app.parse_flags_with_usage(list(argv)) if _asks_help(argv) else flags.FLAGS(argv)
             config.append(from_flags(config_class, flags.FLAGS, rest[1:]))
+        except flags.UnrecognizedFlagError as error:
+            new = new_name(config_class, error.flagname)
+            hint = f"--{error.flagname} is now --{new}" if new else str(error)
+            _exit(f"{hint}; --help lists the flags", 2)
         except (flags.Error, UsageError) as error:
             _exit(str(error) + "; --help lists the flags", 2)
         return rest
@@ -156,7 +171,7 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
             _exit(str(error), 2)
         except Interrupted as stopped:
             names = [field.name for field in dataclasses.fields(config_class)]
-            line = command_to_go_on(sys.orig_argv, names)
+            line = command_to_resume(sys.orig_argv, names)
             sys.stderr.write(f"{stopped}; to go on:\n  {line}\n")
             sys.exit(EXIT_CODE)
         except (ValueError, FloatingPointError) as error:
@@ -169,6 +184,16 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
             )
 
     app.run(run, flags_parser=parse)
+
+
+def new_name(config_class: type, old: str) -> str | None:
+    """The flag that has taken the place of an old one; None where there is none."""
+    for field in dataclasses.fields(config_class):
+        if old.removeprefix("no") in field.metadata["renamed_from"] or (
+            old in field.metadata["renamed_from"]
+        ):
+            return field.name
+    return None
 
 
 def _asks_help(argv: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def noticed() -> Iterator[Callable[[], bool]]:
+def catch_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether SIGTERM or SIGINT came since.
 
     A second signal ends the process as it would have without. In any thread but the main one
@@ -45,7 +45,7 @@ def noticed() -> Iterator[Callable[[], bool]]:
             signal.signal(each, handler)
 
 
-def command_to_go_on(arguments: Sequence[str], settings: Sequence[str]) -> str:
+def command_to_resume(arguments: Sequence[str], settings: Sequence[str]) -> str:
     """The line that takes up a run, without what would start it afresh.
 
     Args:

@@ -1,29 +1,38 @@
-"""What a run of the sine experiment found, as figures and in words."""
+"""What a run of the sine experiment found, as figures, a table and words."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from experiments.analysis.free_running import GIVEN, FreeRun
-from experiments.training.history import History, state_norms
+from experiments.analysis import free_running
+from experiments.analysis.profiles import profiles
+from experiments.setup.sine import SineConfig
+from experiments.training.history import History
+from experiments.training.sine_training import Result
 from rnn_jax import plots
 from rnn_jax.io import records
 
+COLUMNS = {
+    "loss, last 100": "final_loss",
+    "free run 49, carried state": "carried_error",
+    "free run 200, 49 true points": "warmed_error_200",
+    "free run 1,000, 49 true points": "warmed_error_1000",
+}
+"""Of the table of seeds: title -> field of a network's line."""
 
-def save_figures(
-    workdir: Path, history: History, free_run: FreeRun, free_run_steps: int, exponents: np.ndarray
-) -> None:
-    """Draws a run; titles say what was found.
+
+def save(workdir: Path, config: SineConfig, result: Result) -> None:
+    """Draws a run, and prints where the figures are and what they show.
 
     Args:
         workdir: the run's folder.
-        history: every iteration's metrics.
-        free_run: the free run to draw.
-        free_run_steps: steps of each training sequence after its 49 true points; 0 for none.
-        exponents: Lyapunov exponents of the free-running network, `[H]`.
+        config: its settings.
+        result: what it found.
     """
-    norms = state_norms(history.trace)
-    boundary = GIVEN if free_run_steps else None
+    history, free_run = result.history, result.free_run
+    norms = history.trace
+    boundary = free_running.GIVEN if config.free_run_steps else None
     steps = len(free_run.predicted)
     verdict = "stays a sine" if free_run.error < 0.01 else "is not yet a sine"
     figures = {
@@ -43,32 +52,37 @@ def save_figures(
         "gradient_profile": plots.gradient_profiles(
             profiles(norms), profile_finding(norms), boundary
         ),
+        "closed_loop": plots.exponent_spectrum(
+            result.exponents, closed_loop_finding(result.exponents)
+        ),
     }
-    figures["closed_loop"] = plots.exponent_spectrum(exponents, closed_loop_finding(exponents))
-    if hasattr(history.trace, "parameters"):
-        summands = history.trace.parameters._asdict()
-        figures["parameter_heatmap"] = plots.parameter_heatmaps(summands, summand_finding(summands))
+    if history.summands:
+        figures["parameter_heatmap"] = plots.parameter_heatmaps(
+            history.summands, summand_finding(history.summands)
+        )
     for name, figure in figures.items():
         records.write_atomically(workdir / f"{name}.png", plots.png(figure))
-
-
-def profiles(norms: np.ndarray) -> dict[str, np.ndarray]:
-    """|dL/ds_t| over t at the start, middle and end of training.
-
-    Each is the geometric mean over a twentieth of the iterations; keys name which.
-
-    Args:
-        norms: `[iterations, T]`.
-    """
-    total = len(norms)
-    width = max(1, total // 20)
-    spans = {"start": 0, "middle": (total - width) // 2, "end": total - width}
-    return {
-        f"{word} (iterations {first + 1:,} to {first + width:,})": np.exp(
-            np.mean(plots.natural_log(norms[first : first + width]), axis=0)
+    print(summary(workdir, history, free_run))
+    if result.skipped:
+        print(
+            f"{result.skipped} of {config.train_steps} updates were skipped: their gradient was "
+            "not finite."
         )
-        for word, first in spans.items()
-    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The networks of several seeds, a line each, and the spread of each column; Markdown."""
+    lines = ["| seed | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    values = np.array([[row[name] for name in COLUMNS.values()] for row in rows])
+    named = [(str(row["seed"]), own) for row, own in zip(rows, values, strict=True)]
+    named += [
+        (word, pick(values, axis=0))
+        for word, pick in (("smallest", np.min), ("median", np.median), ("largest", np.max))
+    ]
+    lines += [
+        f"| {name} | " + " | ".join(f"{cell:.1e}" for cell in own) + " |" for name, own in named
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def heatmap_finding(norms: np.ndarray) -> str:
@@ -108,7 +122,7 @@ def closed_loop_finding(exponents: np.ndarray) -> str:
     )
 
 
-def summary(workdir: Path, history: History, test: FreeRun) -> str:
+def summary(workdir: Path, history: History, test: free_running.FreeRun) -> str:
     """Three lines for a newcomer: where the figures are and what they show."""
     loss = history.loss
     steps = len(test.predicted)
@@ -120,5 +134,5 @@ def summary(workdir: Path, history: History, test: FreeRun) -> str:
         f"{workdir}/loss.png: over {len(loss):,} iterations the error of predicting the next point "
         f"fell from {loss[0]:.2g} to {loss[-100:].mean():.1e}.\n"
         f"{workdir}/gradient_profile.png, gradient_heatmap.png: how strongly the error depends on "
-        f"the state at each time step. {profile_finding(state_norms(history.trace))}."
+        f"the state at each time step. {profile_finding(history.trace)}."
     )

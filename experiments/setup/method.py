@@ -7,7 +7,7 @@ import optax
 import rnn_jax
 from experiments.cli.options import UsageError, option
 from experiments.setup.networks import CELLS, RECURRENT_INITS, make_cell
-from experiments.training import sweep_tasks
+from experiments.setup.tasks import OPTIMIZERS, model_for
 from rnn_jax import initializers, objectives
 from rnn_jax.cells import ACTIVATIONS
 from rnn_jax.gradflow import theory
@@ -34,7 +34,7 @@ class Method:
     leak: float = option(0.1, "share of a leaky cell's state renewed at each step", above=0)
     forget_bias: float = option(1.0, "an lstm's initial forget-gate bias")
     chrono: bool = option(False, "start an lstm's forget-gate bias at ln(T - 1)")
-    optimizer: str = option("adam", "the update rule", choices=tuple(sweep_tasks.OPTIMIZERS))
+    optimizer: str = option("adam", "the update rule", choices=tuple(OPTIMIZERS))
     schedule: str = option(
         "constant", "of the learning rate over training", choices=("constant", "cosine")
     )
@@ -110,7 +110,7 @@ def cell_of(method: Method, length: int, gain: Array | float | None = None) -> r
 
 def model_of(method: Method, task: Task, length: int, gain: Array | float | None = None) -> Model:
     """The cell with the readout that a task wants."""
-    return sweep_tasks.model_of(task, cell_of(method, length, gain))
+    return model_for(task, cell_of(method, length, gain))
 
 
 def objective_of(method: Method, model: Model, task: Task) -> objectives.Objective:
@@ -126,7 +126,7 @@ def optimizer_of(
     """The update rule behind the bound on the gradient; rates may be traced."""
     constant = method.schedule == "constant"
     rate = learning_rate if constant else optax.cosine_decay_schedule(learning_rate, num_steps)
-    return optim.recorded(sweep_tasks.OPTIMIZERS[method.optimizer](rate), method.clip_norm or None)
+    return optim.recorded(OPTIMIZERS[method.optimizer](rate), method.clip_norm or None)
 
 
 def regularizer_of(method: Method) -> regularizers.Regularizer | None:

@@ -1,16 +1,13 @@
-"""Networks to look at: fresh from an initializer, or out of the folder of a run."""
+"""Cells by name, and networks fresh from an initializer."""
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import rnn_jax
-from experiments import sine as sine_experiment
-from rnn_jax import initializers, losses
-from rnn_jax.io import records
+from rnn_jax import initializers
 from rnn_jax.types import Array, Initializer, Params, State, StepLosses
 
 CELLS = ("elman", "leaky", "layer_norm", "lstm", "gru")
@@ -106,33 +103,25 @@ def fresh_network(
     return Network(cell, params, state, xs, step_losses)
 
 
-def network_of_run(folder: str, moment: str) -> Network:
-    """The network of a finished run of the sine experiment, on a batch of its own task.
+CELL_HPARAMS = {
+    "elman": ("gain", "bias_std"),
+    "leaky": ("gain", "bias_std", "leak"),
+    "layer_norm": ("gain", "bias_std"),
+    "lstm": ("gain", "forget_bias"),
+    "gru": ("gain",),
+}
+"""Cell -> the hyperparameters that its initialization reads."""
 
-    Args:
-        folder: the run's folder.
-        moment: "start" or "end" of training.
 
-    Raises:
-        ValueError: the folder holds no such run.
-    """
-    config = sine_experiment.config_of(records.load_config(folder))
-    # A batch of it is made below, however large a file says that it is.
-    sine_experiment.check_memory(dataclasses.replace(config, num_steps=1))
-    parts = sine_experiment.setup(config)
-    like: Any = jax.eval_shape(lambda: parts.model.init(jax.random.key(0), 1))
-    if not records.tree_exists(folder, f"params_{moment}"):
-        raise ValueError(
-            f"--run={folder}: no parameters of the {moment} of training; let the run come to its "
-            "end first"
-        )
-    params = records.load_tree(folder, f"params_{moment}", like)
-    batch = parts.sample(jax.random.fold_in(jax.random.key(config.seed), 1))
-    state = parts.model.cell.initial_state(params.cell, batch.inputs.shape[1:-1])
-
-    def step_losses(states: State) -> Array:
-        outputs = parts.model.readout(params.readout, parts.model.cell.emit(states))
-        return losses.squared_error(outputs, batch.targets) / len(batch.targets)
-
-    params_cell = jax.tree.map(jnp.asarray, params.cell)
-    return Network(parts.model.cell, params_cell, state, batch.inputs, step_losses)
+def cell_at(settings: Mapping[str, Any], hparams: Mapping[str, Array]) -> rnn_jax.Cell:
+    """The cell of settings that many networks share, at one network's hyperparameters."""
+    name = settings["cell"]
+    others: dict[str, Any] = {key: hparams[key] for key in CELL_HPARAMS[name] if key != "gain"}
+    return make_cell(
+        name,
+        settings["hidden_size"],
+        settings.get("activation", "tanh"),
+        settings["recurrent_init"],
+        hparams["gain"],
+        **others,
+    )

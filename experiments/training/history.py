@@ -1,62 +1,68 @@
-"""What every training step told: in memory, as lines and as arrays."""
+"""What every training iteration of a network measured: in memory, as lines and as arrays."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from rnn_jax import training
+from experiments.training.algorithm import SUMMANDS, Arrays
 from rnn_jax.io import records
-from rnn_jax.training import traces
 
 
 class History(NamedTuple):
-    """Every training step's metrics, stacked.
+    """The metrics of K iterations of one network.
 
     Attributes:
         loss: `[K]`.
-        step_losses: `[K, T]`.
         gradient_norm: `[K]`, before clipping.
-        trace: pytree of `[K, T]`: |dL/ds_t|, with `--trace_parameters` the summands' norms too.
+        trace: |dL/ds_t|, `[K, T]`.
+        summands: parameter -> norm of each time step's summand of its gradient, `[K, T]`; empty
+            unless it was traced.
     """
 
     loss: np.ndarray
-    step_losses: np.ndarray
     gradient_norm: np.ndarray
-    trace: Any
+    trace: np.ndarray
+    summands: dict[str, np.ndarray]
 
 
-def state_norms(trace: Any) -> Any:
-    """|dL/ds_t| `[..., T]` of a trace with or without parameters."""
-    return trace.states if isinstance(trace, traces.ParameterTrace) else trace
+def history_of(results: Arrays, network: int = 0) -> History:
+    """One network's history, from results `name -> [N, K, ...]` of every iteration."""
+    own = {name: np.asarray(values[network]) for name, values in results.items()}
+    summands = {
+        name.removeprefix(SUMMANDS): values
+        for name, values in own.items()
+        if name.startswith(SUMMANDS)
+    }
+    return History(own["loss"], own["gradient_norm"], own["trace"], summands)
 
 
-def row_of(chunk: training.Metrics, done: int, seconds: float | None) -> dict[str, Any]:
-    """A line of metrics.jsonl: where iteration `done` is, and the mean loss since the one before.
+def row_of(chunk: Arrays, done: int, seconds: float | None) -> dict[str, Any]:
+    """A line of metrics.jsonl: iteration `done`, and the mean loss since the line before.
+
+    Args:
+        chunk: results of the iterations since the line before, `name -> [1, K, ...]`.
+        done: iterations.
+        seconds: since the run began.
 
     Iterations whose gradient's norm was not finite are counted where there are any.
     """
+    loss, norm = chunk["loss"][0], chunk["gradient_norm"][0]
     row = {
         "step": done,
-        "loss": float(chunk.loss[-1]),
-        "mean_loss": float(np.mean(chunk.loss)),
-        "gradient_norm": float(chunk.gradient_norm[-1]),
+        "loss": float(loss[-1]),
+        "mean_loss": float(np.mean(loss)),
+        "gradient_norm": float(norm[-1]),
         "seconds": seconds,
     }
-    nonfinite = int(np.count_nonzero(~np.isfinite(chunk.gradient_norm)))
+    nonfinite = int(np.count_nonzero(~np.isfinite(norm)))
     return row | ({"nonfinite_norms": nonfinite} if nonfinite else {})
-
-
-def stacked(parts: list[training.Metrics]) -> History:
-    """The parts of a run as one."""
-    return History(*jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
 
 
 def save(workdir: Path, history: History) -> None:
     """Writes the arrays of a run."""
     records.save_array(workdir, "loss", history.loss)
     records.save_array(workdir, "gradient_norm", history.gradient_norm)
-    records.save_array(workdir, "trace", state_norms(history.trace))
-    if isinstance(history.trace, traces.ParameterTrace):
-        records.save_tree(workdir, "trace_parameters", history.trace.parameters)
+    records.save_array(workdir, "trace", history.trace)
+    if history.summands:
+        records.save_tree(workdir, "trace_parameters", history.summands)

@@ -7,18 +7,50 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 import rnn_jax
-from experiments.training.history import state_norms
+from experiments.training.algorithm import FirstNonFinite, streams
 from rnn_jax import gradflow, objectives, plots, training
 from rnn_jax.io import records
 from rnn_jax.types import Batch, Key, State
 
 PROFILE = "nonfinite_profile"
-WayBack = Callable[[rnn_jax.ModelParams, State, Batch], tuple[Any, ...]]
-"""`(params, carry, batch) -> (cell, its parameters, s_0, xs, step_losses)`: the network whose
-gradient is that of training, as `gradflow.state_gradients` takes it."""
+
+
+class MeasuredNetwork(NamedTuple):
+    """The network whose gradient is that of training, as `gradflow` takes it.
+
+    Attributes:
+        objective: of training.
+        sample: `key -> Batch`.
+        arguments: `(params, carry, batch) -> (cell, its parameters, s_0, xs, step_losses)`.
+    """
+
+    objective: objectives.Objective
+    sample: Callable[[Key], Batch]
+    arguments: Callable[[rnn_jax.ModelParams, State, Batch], tuple[Any, ...]]
+
+
+class NonFinitePolicy(NamedTuple):
+    """What is done when loss or gradient is not finite.
+
+    Attributes:
+        action: "stop"; "skip", where the optimizer leaves such updates out; or "restore" the last
+            checkpoint and go on with a smaller learning rate.
+        restore_factor: of the learning rate at each restore.
+        max_restores: after which the run stops.
+        clip_norm: the bound in force, for the advice given; 0 for none.
+        network: with it, the gradient is followed in logarithms beyond float32.
+    """
+
+    action: str = "stop"
+    restore_factor: float = 0.3
+    max_restores: int = 3
+    clip_norm: float = 0.0
+    network: MeasuredNetwork | None = None
+
+
+STOP = NonFinitePolicy()
 
 
 class NonFinite(FloatingPointError):
@@ -29,38 +61,13 @@ class NonFinite(FloatingPointError):
         self.step = step
 
 
-class Beginning(NamedTuple):
-    """Where numbers first stopped being finite.
-
-    Attributes:
-        step: the iteration, from 1.
-        where: in words, with the time step.
-    """
-
-    step: int
-    where: str
-
-
-def first_nonfinite(metrics: training.Metrics, first_step: int) -> Beginning | None:
-    """Where a chunk's numbers first stopped being finite; None where all are."""
-    norms = state_norms(metrics.trace)
-    bad_loss = ~np.isfinite(metrics.step_losses)
-    bad_gradient = ~np.isfinite(norms) | ~np.isfinite(metrics.gradient_norm)[:, None]
-    bad = bad_loss.any(axis=1) | bad_gradient.any(axis=1)
-    if not bad.any():
-        return None
-    index = int(np.argmax(bad))
-    if bad_loss[index].any():
-        time_step = 1 + int(np.argmax(bad_loss[index]))
-        where = f"the loss is {metrics.loss[index]} from time step {time_step} on"
-    else:
-        nonfinite = np.flatnonzero(~np.isfinite(norms[index]))
-        where = "the gradient of the parameters is not finite"
-        if nonfinite.size:
-            where = (
-                f"|dL/ds_t| leaves the finite range at time step {nonfinite[-1] + 1}, going back"
-            )
-    return Beginning(first_step + index, where)
+def describe(where: FirstNonFinite, loss: float) -> str:
+    """Where numbers first stopped being finite, in words; `loss` is that of the iteration."""
+    if where.loss_step:
+        return f"the loss is {loss} from time step {where.loss_step} on"
+    if where.adjoint_step:
+        return f"|dL/ds_t| leaves the finite range at time step {where.adjoint_step}, going back"
+    return "the gradient of the parameters is not finite"
 
 
 def advice(clip_norm: float) -> str:
@@ -73,52 +80,29 @@ def advice(clip_norm: float) -> str:
     return f"Try: {cure}, or start from smaller recurrent weights"
 
 
-def replayed(
-    objective: objectives.Objective,
-    optimizer: optax.GradientTransformation,
-    sample: Callable[[Key], Batch],
-    state: training.TrainState,
-    key: Key,
-    steps: int,
-    trace: Any,
-    chunk: int,
-) -> training.TrainState:
-    """The training state `steps` iterations on; training is the same every time it is run."""
-    state = jax.device_put(state)
-    while steps:
-        size = min(chunk, steps)
-        state, _ = training.train_chunk(objective, optimizer, sample, state, key, size, trace)
-        steps -= size
-    return state
-
-
 def examine(
-    workdir: Path,
-    objective: objectives.Objective,
-    sample: Callable[[Key], Batch],
-    way_back: WayBack,
-    state: training.TrainState,
-    key: Key,
-    step: int,
+    workdir: Path, policy: NonFinitePolicy, state: training.TrainState, key: Key, step: int
 ) -> str:
     """Follows the gradient of the iteration that failed beyond what float32 holds.
 
     The network is run again for it. Where it is chaotic, rounding makes that another trajectory of
-    the same kind, and its profile one of the same slope.
+    the same kind, and its profile one of the same growth rate.
 
     Args:
         workdir: for nonfinite_profile.npy `[T, B]`, ln|dL/ds_t|, its figure, and diagnosis.txt.
-        objective, sample, key: of the run.
-        way_back: see `WayBack`.
+        policy: with a network.
         state: as it was before that iteration.
+        key: the network's.
         step: which iteration it is, from 1.
 
     Returns:
         What it found, in one line.
     """
-    batch = sample(jax.random.fold_in(key, step - 1))
+    assert policy.network is not None
+    objective, sample, arguments = policy.network
+    batch = sample(jax.random.fold_in(streams(key).data, step - 1))
     params, cell = state.params, objective.model.cell
-    network = way_back(params, state.carry, batch)
+    network = arguments(params, state.carry, batch)
     try:
         logs = np.asarray(gradflow.state_gradients(*network))
         found = alone = gradflow.diagnose(*network)

@@ -19,16 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.analysis.profiles import profiles
 from experiments.cli.options import UsageError
-from experiments.reports.sine import profiles
-from experiments.training.history import state_norms
-from rnn_jax import plots, training
+from experiments.training.algorithm import Arrays
+from experiments.training.single import OnLog
+from rnn_jax import plots
 
 FOLDER = "tensorboard"
 NUM_IMAGES = 10
-
-Tell = Callable[[int, training.Metrics], None]
-"""`(iterations done, metrics of the last of them)`, called where something is logged."""
 
 
 class Format(NamedTuple):
@@ -62,7 +60,7 @@ def load_format() -> Format:
 
 
 @contextlib.contextmanager
-def events(workdir: Path, num_steps: int, boundary: int | None = None) -> Iterator[Tell]:
+def events(workdir: Path, num_steps: int, boundary: int | None = None) -> Iterator[OnLog]:
     """Yields a function that writes a run's metrics to event files in `workdir`/tensorboard.
 
     Args:
@@ -82,15 +80,15 @@ def events(workdir: Path, num_steps: int, boundary: int | None = None) -> Iterat
     def write(step: int, summary: Any) -> None:
         writer.add_event(form.event.Event(wall_time=time.time(), step=step, summary=summary))
 
-    def tell(done: int, metrics: training.Metrics) -> None:
-        norms = state_norms(metrics.trace)
+    def log(done: int, results: Arrays) -> None:
+        norms = results["trace"][0]
         first = done - len(norms)
         if first == 0:
             for path in before:
                 path.unlink()
         seen.append(norms)
-        write(done, form.scalar("loss", metrics.loss[-1]))
-        write(done, form.scalar("gradient_norm", metrics.gradient_norm[-1]))
+        write(done, form.scalar("loss", results["loss"][0, -1]))
+        write(done, form.scalar("gradient_norm", results["gradient_norm"][0, -1]))
         logs = plots.natural_log(norms[-1])
         logs = logs[np.isfinite(logs)]
         what = "ln|dL/ds_t| of the last iteration, one number a time step; in nats"
@@ -101,7 +99,7 @@ def events(workdir: Path, num_steps: int, boundary: int | None = None) -> Iterat
         writer.flush()
 
     try:
-        yield tell
+        yield log
     finally:
         writer.close()
 

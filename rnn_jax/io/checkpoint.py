@@ -120,8 +120,9 @@ def load(folder: Path, like: Any = None) -> Checkpoint | None:
 
     Args:
         folder: for all checkpoints of a run.
-        like: a tree of the same structure, of arrays or `jax.ShapeDtypeStruct`. Without it the
-            tree is made of what was saved: dicts come back as they were.
+        like: a tree of the same structure, of arrays or `jax.ShapeDtypeStruct`, or a function that
+            makes it of a checkpoint's notes. Without it the tree is made of what was saved: dicts
+            come back as they were.
 
     Raises:
         ValueError: checkpoints are there, but none is whole, and the message names what is wrong
@@ -139,11 +140,12 @@ def load(folder: Path, like: Any = None) -> Checkpoint | None:
             broken.append(str(error))
             logging.warning("%s; the checkpoint before it is used", error)
             continue
-        if like is not None:
-            _check_leaves(path, manifest, like)
+        wanted = like(manifest.notes) if callable(like) else like
+        if wanted is not None:
+            _check_leaves(path, manifest, wanted)
         import orbax.checkpoint as ocp  # here, where there is something to load
 
-        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), wanted)
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 tree = checkpointer.restore(path.with_suffix("").absolute(), target)

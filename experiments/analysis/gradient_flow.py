@@ -1,44 +1,20 @@
-"""One network of a sweep, as a pure function of its numbers and its key."""
+"""The gradient flow of one network as pure functions, for programs of many networks."""
 
 from typing import Any
 
 import jax
 
-from experiments.setup.networks import make_cell
+from experiments.setup.networks import cell_at
 from rnn_jax import gradflow
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import LastStep
+from rnn_jax.model import Model, ModelParams
 from rnn_jax.sweep import Fit
-from rnn_jax.types import Array, Key, Params, State
+from rnn_jax.tasks.task import Task
+from rnn_jax.types import Array, Batch, Key, Params, State
 
 START_STD = 0.1
 """Of the initial state of an untrained network."""
-
-Numbers = dict[str, Array]
-"""Name of a hyperparameter -> its value for one network, scalar."""
-
-CELL_NUMBERS = {
-    "elman": ("gain", "bias_std"),
-    "leaky": ("gain", "bias_std", "leak"),
-    "layer_norm": ("gain", "bias_std"),
-    "lstm": ("gain", "forget_bias"),
-    "gru": ("gain",),
-}
-"""Cell -> the numbers that its initialization reads."""
-
-
-def cell_of(settings: dict[str, Any], numbers: Numbers) -> Cell:
-    """The cell of a group's settings at one network's numbers."""
-    name = settings["cell"]
-    others: dict[str, Any] = {key: numbers[key] for key in CELL_NUMBERS[name] if key != "gain"}
-    return make_cell(
-        name,
-        settings["hidden_size"],
-        settings.get("activation", "tanh"),
-        settings["recurrent_init"],
-        numbers["gain"],
-        **others,
-    )
 
 
 def measure_flow(
@@ -62,8 +38,8 @@ def untrained(settings: dict[str, Any], batch_size: int, input_size: int) -> Fit
         input_size: D. The mean-field prediction wants an input of steady variance: many of them.
     """
 
-    def fit(numbers: Numbers, key: Key) -> dict[str, Array]:
-        cell = cell_of(settings, numbers)
+    def fit(hparams: dict[str, Array], key: Key) -> dict[str, Array]:
+        cell = cell_at(settings, hparams)
         weights_key, state_key, inputs_key, loss_key = jax.random.split(key, 4)
         params = cell.init(weights_key, input_size)
         # Exactly at 0 and without input, tanh would stay on a fixed point that is unstable.
@@ -72,10 +48,22 @@ def untrained(settings: dict[str, Any], batch_size: int, input_size: int) -> Fit
             cell.initial_state(params, (batch_size,)),
         )
         shape = (settings["length"], batch_size, input_size)
-        xs = numbers["input_std"] * jax.random.normal(inputs_key, shape)
+        xs = hparams["input_std"] * jax.random.normal(inputs_key, shape)
         direction = jax.random.normal(loss_key, (cell.emit(state).shape[-1],))
         return measure_flow(
             cell, params, state, xs, LastStep(lambda last: cell.emit(last) @ direction)
         )
 
     return fit
+
+
+def last_loss(model: Model, params: ModelParams, task: Task, batch: Batch) -> LastStep:
+    """The loss of the last step as a function of the last state."""
+
+    def loss(last: State) -> Array:
+        outputs = model.readout(params.readout, model.cell.emit(last))
+        if task.last_only:
+            return task.loss(outputs, batch.targets)
+        return task.loss(outputs[None], batch.targets[-1:])[0]
+
+    return LastStep(loss)
