@@ -57,8 +57,9 @@ from experiments.benchmarks import (
 from experiments.benchmarks.report import Findings, Number, Row, Wanted
 from experiments.cli import axes
 from experiments.cli.options import UsageError, check, launch, option
+from experiments.cli.run_folder import open_run_folder
+from experiments.cli.start_jax import use_compilation_cache
 from experiments.setup.sine import parts_of
-from experiments.training.runner import open_workdir, use_compilation_cache
 from rnn_jax import plots, sharding
 from rnn_jax.io import records
 
@@ -198,7 +199,7 @@ def run(config: BenchmarkConfig) -> Result:
     grid_axes(config)
     if config.limit_source and not Path(config.limit_source).is_file():
         raise UsageError(f"--limit_source={config.limit_source}: give a C file that exists")
-    workdir = open_workdir("benchmark", config)
+    workdir = open_run_folder("benchmark", config)
     torch, notes = load_pytorch()
     _say(*notes)
     result = Result([], notes, check_gradients(torch), workdir)

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.reports.memory import Trained, best_cells, slopes
-from experiments.training.sweeping import Group, Row
+from experiments.training.groups import Group
+from experiments.training.parts import Row
 from rnn_jax import plots
 from rnn_jax.io import records
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.analysis.sweep_theory import predicted_slope
-from experiments.training.sweeping import Group, Row
+from experiments.training.groups import Group
+from experiments.training.parts import Row
 from rnn_jax import plots
 
 LABELS = {
@@ -58,12 +59,12 @@ def rows_by_group(rows: list[Row], groups: list[Group]) -> list[list[Row]]:
 
 def varied(groups: list[Group]) -> list[str]:
     """The axes with several values that a fresh network depends on, in the order of the flags."""
-    names = dict.fromkeys(name for group in groups for name in group.numbers)
+    names = dict.fromkeys(name for group in groups for name in group.hparams)
     names = {name: None for name in names if name not in TRAINING_NUMBERS}
     return [
         name
         for name in names
-        if any(len(np.unique(g.numbers[name])) > 1 for g in groups if name in g.numbers)
+        if any(len(np.unique(g.hparams[name])) > 1 for g in groups if name in g.hparams)
     ]
 
 
@@ -131,7 +132,7 @@ def save(workdir: Path, rows: list[Row], groups: list[Group]) -> str:
     panels = [
         panel_of(part, pair, slope, name)
         for part, name, group in zip(split, names, groups, strict=True)
-        if set(pair) <= set(group.numbers)
+        if set(pair) <= set(group.hparams)
     ]
     if panels:
         plots.phase_diagram(

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.training.sweeping import Group, Row
+from experiments.training.groups import Group
+from experiments.training.parts import Row
 from rnn_jax import plots
 from rnn_jax.gradflow import theory
 from rnn_jax.io import records

@@ -9,7 +9,8 @@ from experiments.analysis.forecasts import FREE_RUN, ONE_STEP, Forecasts, rmse, 
 from experiments.data.series_data import Series, normalized
 from experiments.reports.memory import Trained, best_cells
 from experiments.reports.sine import heatmap_finding
-from experiments.training.sweeping import Group, Row
+from experiments.training.groups import Group
+from experiments.training.parts import Row
 from rnn_jax import plots
 from rnn_jax.io import records
 
