@@ -48,7 +48,7 @@ def save_figures(
         summands = history.trace.parameters._asdict()
         figures["parameter_heatmap"] = plots.parameter_heatmaps(summands, summand_finding(summands))
     for name, figure in figures.items():
-        records.write_atomically(workdir / f"{name}.png", plots.png(figure))
+        records.save_figure(workdir, name, figure)
 
 
 def profiles(norms: np.ndarray) -> dict[str, np.ndarray]:

@@ -23,6 +23,8 @@ import numpy as np
 
 from rnn_jax.npy import read_npy, read_npz
 from rnn_jax.reading import plain_name, read_lines, read_object, shown
+from rnn_jax.writing import append, not_through_a_link
+from rnn_jax.writing import write_atomically as write_atomically
 
 Tree = TypeVar("Tree")
 
@@ -76,7 +78,7 @@ def held(workdir: str | Path) -> Iterator[None]:
     path = Path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = open(path / LOCK, "a", opener=_no_link)  # noqa: SIM115
+        file = open(path / LOCK, "a", opener=not_through_a_link)  # noqa: SIM115
     except OSError as error:
         raise ValueError(cannot_write(workdir, error)) from error
     with file:
@@ -131,30 +133,6 @@ def _setting(config: Mapping[str, Any], name: str) -> str:
     return shown(config[name]) if name in config else "not set"
 
 
-def _no_link(path: str, flags: int) -> int:
-    """Opens the file itself, never one elsewhere that a link of its name leads to."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes under another name, syncs and renames: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    data = content.encode() if isinstance(content, str) else content
-    # Whatever has this name, a link included, is not written through.
-    temporary.unlink(missing_ok=True)
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        # On a full disk half a file would be in the way of the rest.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def load_config(workdir: str | Path) -> dict[str, Any]:
     """The config of a run; `ValueError` where there is none or it is no JSON object."""
     if not os.path.lexists(Path(workdir) / CONFIG):
@@ -169,15 +147,7 @@ def clear_metrics(workdir: Path) -> None:
 
 def append_metrics(workdir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds lines to metrics.jsonl, all or none; see `json_lines`."""
-    data = json_lines(rows).encode()
-    with open(workdir / METRICS, "ab", buffering=0, opener=_no_link) as file:
-        end = file.tell()
-        try:
-            if file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            file.truncate(end)
-            raise OSError(error.errno, error.strerror, str(workdir / METRICS)) from error
+    append(workdir / METRICS, json_lines(rows).encode())
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -222,6 +192,13 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **dict(arrays))
     write_atomically(path, content.getvalue())
+
+
+def save_figure(workdir: Path, name: str, figure: Any) -> None:
+    """Writes a Matplotlib figure to NAME.png."""
+    from rnn_jax.plots.style import png  # Matplotlib, which whoever draws has already loaded
+
+    write_atomically(workdir / f"{plain_name(name)}.png", png(figure))
 
 
 def load_tree(workdir: str | Path, name: str, like: Tree) -> Tree:
