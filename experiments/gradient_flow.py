@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments import axes
 from experiments.flow_figures import power_of_ten, save_figures
 from experiments.flow_measurements import Measured, exponents_of, measure, slope_bounds
 from experiments.networks import (
@@ -33,7 +34,7 @@ from experiments.networks import (
     make_cell,
     network_of_run,
 )
-from experiments.options import UsageError, check, launch, option
+from experiments.options import check, launch, option
 from experiments.runner import open_workdir, use_compilation_cache
 from experiments.sweep_theory import predicted_slope as theory_of
 from rnn_jax import gradflow, plots, records
@@ -50,7 +51,7 @@ class FlowConfig:
     recurrent_init: str = option("gaussian", "how W is drawn", choices=tuple(RECURRENT_INITS))
     gain: float = option(1.0, "scale of W: its spectral radius if wide", above=0)
     compare_gains: str = option(
-        "", "comma-separated gains to draw side by side, such as 0.5,1,2; empty for none"
+        "", "axis: gains to draw side by side, such as 0.5,1,2; empty for none"
     )
     length: int = option(100, "T, number of time steps", minimum=1)
     batch_size: int = option(16, "B, number of sequences", minimum=1)
@@ -74,16 +75,9 @@ class Result(NamedTuple):
 
 def gains_of(config: FlowConfig) -> list[float]:
     """The gains of --compare_gains; `UsageError` unless they are positive numbers."""
-    words = [word for word in config.compare_gains.split(",") if word.strip()]
-    try:
-        gains = [float(word) for word in words]
-    except ValueError:
-        gains = [-1.0]
-    if any(not (0 < gain < float("inf")) for gain in gains):
-        raise UsageError(
-            f"--compare_gains={config.compare_gains}: give positive numbers, such as 0.5,1,2"
-        )
-    return gains
+    if not config.compare_gains:
+        return []
+    return axes.numbers("compare_gains", config.compare_gains, above=0)
 
 
 def network_of(config: FlowConfig, gain: float | None = None) -> Network:

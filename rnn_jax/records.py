@@ -48,9 +48,9 @@ def open_run(workdir: str | Path, config: Mapping[str, Any], overwrite: bool = F
         ValueError: the folder cannot be written, or holds a run of another config; the message
             names the settings that differ.
     """
-    path = Path(workdir)
+    path = make_folder(workdir)
     try:
-        inside(path, ARRAYS).mkdir(parents=True, exist_ok=True)
+        inside(path, ARRAYS).mkdir(exist_ok=True)
         probe = path / f".writable-{os.getpid()}"
         write_atomically(probe, "")
         probe.unlink()
@@ -67,6 +67,39 @@ def open_run(workdir: str | Path, config: Mapping[str, Any], overwrite: bool = F
     return path
 
 
+def make_folder(workdir: str | Path) -> Path:
+    """Makes a folder, and those that it lies in, unless it is there.
+
+    Raises:
+        ValueError: its name is empty or does not print, or there can be no such folder.
+    """
+    path, name = Path(workdir), str(workdir)
+    if not name.strip() or not name.isprintable():
+        raise ValueError(
+            f"--workdir={shown(name) if name else ''}: give a folder a name of letters that print, "
+            "such as runs/first"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(_cannot_make(path, error)) from error
+    return path
+
+
+def _cannot_make(path: Path, error: OSError) -> str:
+    """What to say of a folder that cannot be made."""
+    for place in (path, *path.parents):
+        # pathlib's own raise where a name is too long.
+        if os.path.islink(place) and not os.path.exists(place):
+            return (
+                f"--workdir={path} cannot be made: {place} is a link to {os.readlink(place)}, "
+                "which is not there; remove the link, or name another folder"
+            )
+        if os.path.exists(place) and not os.path.isdir(place):
+            return f"--workdir={path} cannot be made: {place} is not a folder; name another"
+    return f"--workdir={path} cannot be made ({error.strerror}); name a folder elsewhere"
+
+
 @contextlib.contextmanager
 def held(workdir: str | Path) -> Iterator[None]:
     """Keeps a folder for this process; the system lets go of it when the process ends, however.
@@ -75,9 +108,8 @@ def held(workdir: str | Path) -> Iterator[None]:
         ValueError: another process holds it, or it cannot be written: now or, with a full disk or
             a folder that somebody took away, as long as it is held.
     """
-    path = Path(workdir)
+    path = make_folder(workdir)
     try:
-        path.mkdir(parents=True, exist_ok=True)
         file = open(path / LOCK, "a", opener=not_through_a_link)  # noqa: SIM115
     except OSError as error:
         raise ValueError(cannot_write(workdir, error)) from error

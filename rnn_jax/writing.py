@@ -48,5 +48,8 @@ def append(path: Path, data: bytes) -> None:
 
 
 def not_through_a_link(path: str, flags: int) -> int:
-    """Opens the file itself, never one elsewhere that a link of its name leads to."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """Opens the file itself, never one elsewhere that a link of its name leads to.
+
+    Nor does it wait at a pipe for somebody to read from it.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)

@@ -249,7 +249,7 @@ def test_every_cure_is_a_function_of_the_library():
         ({"length": "1"}, "--task=adding --length=1: length is 1"),
         ({"learning_rate": "0"}, "--learning_rate=0: 0 is not above 0"),
         ({"window": 5, "stride": 6}, "--stride=6: --window=5"),
-        ({"floss_at": "soon"}, "--floss_at=soon: give iterations"),
+        ({"floss_at": "soon"}, "--floss_at=soon: 'soon' is not a finite number"),
         ({"floss_at": "0,4", "floss_length": 5, "floss_burn_in": 2}, "4 is no multiple of"),
         ({"floss_burn_in": 60}, "--floss_burn_in=60: --floss_length=55"),
         ({"floss_exponents": 6}, "--floss_exponents=6: 5 units"),
