@@ -209,8 +209,8 @@ def run(config: BenchmarkConfig) -> Result:
             _say(*map(report.line, found.rows), *found.notes)
             result = joined(result, found)
             save(result)
-            for file, figure in found.figures.items():
-                figure.savefig(workdir / file)
+            for figure_name, figure in found.figures.items():
+                records.save_figure(workdir, figure_name, figure)
         draw(result)
     return result
 
@@ -251,7 +251,7 @@ def draw(result: Result) -> None:
     if bars.labels:
         low, high = (report.three_digits(pick(bars.medians)) for pick in (min, max))
         title = f"{low} to {high} times faster than the usual loops"
-        plots.speed_ratios(*bars, title).savefig(result.workdir / "ratios.png")
+        records.save_figure(result.workdir, "ratios", plots.speed_ratios(*bars, title))
 
 
 def text(result: Result) -> str:

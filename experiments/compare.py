@@ -163,7 +163,7 @@ def main(config: CompareConfig) -> None:
     figure = plots.trained_side_by_side(
         dict(zip(labels, drawn, strict=True)), finding(labels, runs)
     )
-    figure.savefig(workdir / "compare.png")
+    records.save_figure(workdir, "compare", figure)
     text = table(runs, labels, drawn)
     records.write_atomically(workdir / "table.md", text)
     print(text, end="")

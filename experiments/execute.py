@@ -66,11 +66,10 @@ def main(config: ExecuteConfig) -> None:
     for name in config.names:
         if name not in known:
             raise UsageError(f"{name!r} is no notebook; take one of {', '.join(known)}")
-    workdir = Path(config.workdir)
+    workdir = records.make_folder(config.workdir)
     for name in config.names or known:
         notebook = execute(name, config.timeout)
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
             records.write_atomically(workdir / f"{name}.ipynb", notebook)
         except OSError as error:
             raise ValueError(records.cannot_write(workdir, error)) from error

@@ -26,7 +26,8 @@ import numpy as np
 from experiments.analysis.flow_measurements import Measured, exponents_of, measure, slope_bounds
 from experiments.analysis.sine_network import network_of_run
 from experiments.analysis.sweep_theory import predicted_slope as theory_of
-from experiments.cli.options import UsageError, check, launch, option
+from experiments.cli import axes
+from experiments.cli.options import check, launch, option
 from experiments.cli.run_folder import open_run_folder
 from experiments.cli.start_jax import use_compilation_cache
 from experiments.reports.gradient_flow import power_of_ten, save_figures
@@ -52,7 +53,7 @@ class FlowConfig:
     recurrent_init: str = option("gaussian", "how W is drawn", choices=tuple(RECURRENT_INITS))
     gain: float = option(1.0, "scale of W: its spectral radius if wide", above=0)
     compare_gains: str = option(
-        "", "comma-separated gains to draw side by side, such as 0.5,1,2; empty for none"
+        "", "axis: gains to draw side by side, such as 0.5,1,2; empty for none"
     )
     length: int = option(100, "T, number of time steps", minimum=1)
     batch_size: int = option(16, "B, number of sequences", minimum=1)
@@ -76,16 +77,9 @@ class Result(NamedTuple):
 
 def gains_of(config: FlowConfig) -> list[float]:
     """The gains of --compare_gains; `UsageError` unless they are positive numbers."""
-    words = [word for word in config.compare_gains.split(",") if word.strip()]
-    try:
-        gains = [float(word) for word in words]
-    except ValueError:
-        gains = [-1.0]
-    if any(not (0 < gain < float("inf")) for gain in gains):
-        raise UsageError(
-            f"--compare_gains={config.compare_gains}: give positive numbers, such as 0.5,1,2"
-        )
-    return gains
+    if not config.compare_gains:
+        return []
+    return axes.numbers("compare_gains", config.compare_gains, above=0)
 
 
 def network_of(config: FlowConfig, gain: float | None = None) -> Network:

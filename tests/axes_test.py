@@ -28,7 +28,10 @@ def test_lists_and_ranges_mix():
         (" ", "empty"),
         ("a:b", "start:stop:count"),
         ("a:b:3", "'a' is not a finite number"),
-        ("1,,2", "'' is not a finite number"),
+        ("1,,2", "there is a comma, but no number beside it"),
+        ("1,", "there is a comma, but no number beside it"),
+        ("1e-320", "9.99989e-321 is too small; float32 holds sizes of 1.2e-38 to 3.4e"),
+        ("-1e39", "too large; float32"),
         ("0:1:0", "count is 0"),
         ("0:1:-3", "count is -3"),
         ("0:1:2.5", "count is 2.5"),
@@ -51,6 +54,8 @@ def test_limits():
         axes.numbers("std", "0,-1", minimum=0)
     with pytest.raises(UsageError, match=r"2\.5 is not a whole number"):
         axes.whole_numbers("length", "2.5", minimum=1)
+    with pytest.raises(UsageError, match="above 2147483647"):
+        axes.whole_numbers("length", "2147483648", minimum=1)
     with pytest.raises(UsageError, match="take some of elman, lstm"):
         axes.words("cell", "elman,rnn", ("elman", "lstm"))
     with pytest.raises(UsageError, match="twice"):

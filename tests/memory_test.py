@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from experiments.training.recipes import Recipe
+from experiments.training.resuming import Safety
+from experiments.training.sweeping import Group, Layout, Work
 
 import rnn_jax
 from experiments import memory
@@ -20,9 +23,6 @@ from experiments.reports import memory as memory_report
 from experiments.setup.method import Method, cell_of, check_method
 from experiments.setup.presets import CURES
 from experiments.training import lanes, sweeping
-from experiments.training.recipes import Recipe
-from experiments.training.resuming import Safety
-from experiments.training.sweeping import Group, Layout, Work
 from rnn_jax import objectives, sharding, training
 from rnn_jax.io import records
 from rnn_jax.training import optim
@@ -253,7 +253,7 @@ def test_every_cure_is_a_function_of_the_library():
         ({"length": "1"}, "--task=adding --length=1: length is 1"),
         ({"learning_rate": "0"}, "--learning_rate=0: 0 is not above 0"),
         ({"window": 5, "stride": 6}, "--stride=6: --window=5"),
-        ({"floss_at": "soon"}, "--floss_at=soon: give iterations"),
+        ({"floss_at": "soon"}, "--floss_at=soon: 'soon' is not a finite number"),
         ({"floss_at": "0,4", "floss_length": 5, "floss_burn_in": 2}, "4 is no multiple of"),
         ({"floss_burn_in": 60}, "--floss_burn_in=60: --floss_length=55"),
         ({"floss_exponents": 6}, "--floss_exponents=6: 5 units"),

@@ -6,6 +6,7 @@ import pytest
 
 import rnn_jax
 from rnn_jax import ElmanParams, gradflow
+from rnn_jax.gradflow import Immediate, LastStep
 
 B, H, D, T = 2, 2, 1, 10
 IDENTITY, RELU = rnn_jax.elman(H, "identity"), rnn_jax.elman(H, "relu")
@@ -120,3 +121,51 @@ def test_gradient_of_the_weights():
 def test_losses_of_another_shape():
     with pytest.raises(ValueError, match="step_losses returned shape"):
         origin(network(), lambda states: states.sum())
+
+
+# The other ways to give a loss
+
+
+def test_loss_of_the_last_step():
+    """Its value, its derivative, and a gradient that explodes going back from it."""
+    given = network()
+    assert origin(given, LastStep(lambda s: s.sum(-1))).where == ""
+    found = origin(given, LastStep(lambda s: jnp.log(5.5 - s).sum(-1)))
+    assert (found.where, found.step) == ("losses", T)
+    assert f"the loss of time step {T} is not finite" in found.what
+    # s_T is T, where the root has no derivative.
+    found = origin(given, LastStep(lambda s: jnp.sqrt(jnp.abs(s[..., 0] - T))))
+    assert (found.where, found.step) == ("adjoints", T)
+    found = origin(network(w=1e10, x=0.0), LastStep(lambda s: s.sum(-1)))
+    assert (found.where, found.step) == ("adjoints", 6)
+
+
+def test_direct_gradients():
+    """e_t in the loss's place; dL/ds_t is 1e10^(8 - t) times e_8."""
+    e = np.zeros((T, B, H))
+    e[7] = 1
+    assert origin(network(), Immediate(e)).where == ""
+    assert origin(network(w=1e10, x=0.0), Immediate(e))[:2] == ("adjoints", 4)
+    e[3, 1, 0] = np.nan
+    found = origin(network(), Immediate(e))
+    assert (found.where, found.step) == ("losses", 4)
+    assert "e_t is not finite at time step 4" in found.what
+
+
+def test_padding_may_hold_anything():
+    """Inputs, losses and direct gradients past an example's length; not so before it."""
+    params, state, xs = network()
+    lengths = np.array([T, 6])
+    padding = (np.arange(T)[:, None] >= lengths)[..., None]
+    given = (params, state, jnp.where(padding, jnp.nan, xs))
+    targets = jnp.where(padding[..., 0], jnp.nan, 0.0)
+
+    def losses(states):
+        return total(states) - targets
+
+    e = jnp.where(padding, jnp.inf, jnp.ones((T, B, H)))
+    for loss in (losses, Immediate(e), LastStep(lambda s: s.sum(-1))):
+        assert gradflow.origin_of_nonfinite(IDENTITY, *given, loss, lengths=lengths).where == ""
+    broken = (params, state, given[2].at[5, 1, 0].set(jnp.nan))
+    found = gradflow.origin_of_nonfinite(IDENTITY, *broken, losses, lengths=lengths)
+    assert (found.where, found.step) == ("xs", 6)

@@ -1,6 +1,7 @@
 """A run's folder: whole files, equal after a round trip, and no run replaced by another."""
 
 import json
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +34,41 @@ def test_a_folder_of_the_same_settings_is_taken_again(tmp_path):
 
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(ValueError, match="cannot be written"):
-        records.open_run(tmp_path / "run", {})
+    for open_it in (lambda path: records.open_run(path, {}), records.make_folder):
+        with pytest.raises(ValueError, match=r"run cannot be made: .*run is not a folder"):
+            open_it(tmp_path / "run")
+        with pytest.raises(ValueError, match=r"--workdir=.*below cannot be made: .*run is not a"):
+            open_it(tmp_path / "run" / "below")
+
+
+def test_a_folder_that_cannot_be_is_named_with_the_reason_and_the_way_out(tmp_path):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, said in (
+        ("", "--workdir=: give a folder a name"),
+        (" ", "--workdir=' ': give a folder a name"),
+        ("a\nb", r"--workdir='a\\nb': give a folder a name"),
+        ("a\0b", r"--workdir='a\\x00b': give"),
+        ("a\udcff", r"--workdir='a\\udcff': give"),
+        (tmp_path / ("n" * 300), r"cannot be made \(File name too long\); name a folder"),
+        (tmp_path / "dangling", "dangling is a link to .*nowhere, which is not there; remove"),
+        (tmp_path / "dangling" / "run", "dangling is a link to .*nowhere, which is not there"),
+        (tmp_path / "loop", "loop is a link to .*loop, which is not there"),
+        ("/proc/run", r"--workdir=/proc/run cannot be made \(No such file or directory\)"),
+    ):
+        with pytest.raises(ValueError, match=said) as raised:
+            records.make_folder(name)
+        assert str(raised.value).isprintable()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_pipes_in_a_folder_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / records.LOCK)
+    os.mkfifo(tmp_path / records.METRICS)
+    with pytest.raises(ValueError, match="cannot be written"), records.held(tmp_path):
+        pass
+    with pytest.raises(OSError, match="No such device"):
+        records.append_metrics(tmp_path, [{"step": 1}])
 
 
 def test_metrics_come_back_in_order_and_are_json_whatever_the_numbers(tmp_path):

@@ -125,3 +125,15 @@ def test_event_files_are_of_one_run(tmp_path):
     config = dataclasses.replace(TINY, num_seeds=2, workdir=str(tmp_path / "run"))
     with pytest.raises(UsageError, match="--num_seeds=2"):
         sine.run_seeds(config)
+
+
+@needs_tensorboard
+def test_of_a_file_that_a_kill_cut_short_all_whole_records_are_read(tmp_path):
+    with events(tmp_path, 6) as tell:
+        for done in (2, 4, 6):
+            tell(done, metrics(np.full(2, done), np.ones((2, 5))))
+    (path,) = (tmp_path / FOLDER).glob("events.*")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert [step for step, _ in read_back(tmp_path)["loss"]] == [2, 4, 6]
+    path.write_bytes(path.read_bytes()[:400])
+    assert len(read_back(tmp_path)["loss"]) < 3

@@ -60,7 +60,7 @@ def findings(torch: Any, axes: Axes, repeats: int) -> Iterator[Findings]:
         found = point(torch, problem(shape), repeats)
         rows += found
         yield Findings(found, [])
-    yield Findings([], [], means(rows), {"grid.png": figure(rows, axes)})
+    yield Findings([], [], means(rows), {"grid": figure(rows, axes)})
 
 
 def point(torch: Any, given: Problem, repeats: int) -> list[Row]:

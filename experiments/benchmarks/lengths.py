@@ -34,7 +34,7 @@ def findings(repeats: int) -> Iterator[Findings]:
         times = per_time_step(cell, repeats)
         measured[cell] = times
         yield Findings(rows_of(cell, times), [])
-    yield Findings([], [], figures={"lengths.png": figure(measured)})
+    yield Findings([], [], figures={"lengths": figure(measured)})
 
 
 def per_time_step(cell: str, repeats: int) -> list[Times]:

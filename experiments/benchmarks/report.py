@@ -72,7 +72,7 @@ class Findings(NamedTuple):
         rows: times.
         notes: lines to be read with them, such as what was left out.
         numbers: what is no time.
-        figures: file name -> figure.
+        figures: name -> figure.
     """
 
     rows: list[Row]

@@ -146,7 +146,7 @@ def by_number(repeats: int) -> Findings:
         f"Side by side a network costs {curve.middle[best]:.3g} us an iteration, alone "
         f"{1e6 * spread(reference.seconds).median:.3g} us",
     )
-    return Findings(rows, [note], figures={"networks.png": figure})
+    return Findings(rows, [note], figures={"networks": figure})
 
 
 def _counted(count: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.cli.options import UsageError
+from experiments.cli.options import FLOAT32, LARGEST, UsageError, fits_float32
 
 LARGEST_AXIS = 100_000
 
@@ -24,11 +24,15 @@ def numbers(
         raise UsageError(f"--{flag}= is empty; give numbers such as 0.5,1,2 or a range 0.1:3:30")
     values: list[float] = []
     for part in parts:
+        if not part:
+            raise UsageError(f"--{flag}={text}: there is a comma, but no number beside it")
         values += _span(flag, part) if ":" in part else [_number(flag, part, part)]
     for value in values:
         if value < minimum or value <= above:
             limit = f"at least {minimum:g}" if value < minimum else f"above {above:g}"
             raise UsageError(f"--{flag}={text}: {value:g} is not {limit}")
+        if not fits_float32(value):
+            raise UsageError(f"--{flag}={text}: {value:g} is too {_extreme(value)}; {FLOAT32}")
     _check_distinct(flag, text, values)
     return values
 
@@ -39,6 +43,8 @@ def whole_numbers(flag: str, text: str, *, minimum: int) -> list[int]:
     for value in values:
         if value != int(value):
             raise UsageError(f"--{flag}={text}: {value:g} is not a whole number")
+        if value > LARGEST:
+            raise UsageError(f"--{flag}={text}: {value:g} is above {LARGEST}, the largest allowed")
     return [int(value) for value in values]
 
 
@@ -50,6 +56,10 @@ def words(flag: str, text: str, choices: Sequence[str]) -> list[str]:
             raise UsageError(f"--{flag}={text}: take some of {', '.join(choices)}")
     _check_distinct(flag, text, values)
     return values
+
+
+def _extreme(value: float) -> str:
+    return "small" if abs(value) < 1 else "large"
 
 
 def _span(flag: str, part: str) -> list[float]:

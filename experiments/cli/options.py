@@ -15,8 +15,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import jax
 from absl import app, flags, logging
 
+from experiments.cli.flag_files import check_flag_files
 from experiments.cli.signals import EXIT_CODE, Interrupted, command_to_resume
 
 Config = TypeVar("Config")
@@ -27,8 +29,12 @@ KINDS = {
     float: "give a number",
     str: "give a text",
 }
+NO_MEMORY = "RESOURCE_EXHAUSTED"
+"""How XLA begins to say that memory is used up."""
 LARGEST = 2**31 - 1
 """No whole number of a setting is larger: no axis of an array, and no seed, may be."""
+SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, 2.0**128 - 2.0**104
+"""Between these lie the sizes of float32's numbers: a setting outside would be 0 or inf."""
 
 
 class UsageError(ValueError):
@@ -92,11 +98,23 @@ def _violation(value: Any, default: Any, limits: Any) -> str | None:
         return f"give a number of at most {LARGEST}"
     if not math.isfinite(value):
         return "give a finite number"
+    if not fits_float32(value):
+        return FLOAT32
     if limits["minimum"] is not None and value < limits["minimum"]:
         return f"give a number of at least {limits['minimum']}"
     if limits["above"] is not None and value <= limits["above"]:
         return f"give a number above {limits['above']}"
     return None
+
+
+FLOAT32 = (
+    f"float32 holds sizes of {SMALLEST_FLOAT:.2g} to {LARGEST_FLOAT:.2g}; give a number among these"
+)
+
+
+def fits_float32(value: float) -> bool:
+    """Whether a number is still one, and not 0 or inf, when a program computes with it."""
+    return value == 0 or SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT
 
 
 def define_flags(config_class: type, flag_values: flags.FlagValues, module: str) -> None:
@@ -153,13 +171,14 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
-            rest = app.parse_flags_with_usage(list(argv)) if _asks_help(argv) else flags.FLAGS(argv)
+            check_flag_files(argv[1:])
+            rest = flags.FLAGS(argv)
             config.append(from_flags(config_class, flags.FLAGS, rest[1:]))
         except flags.UnrecognizedFlagError as error:
             new = new_name(config_class, error.flagname)
             hint = f"--{error.flagname} is now --{new}" if new else str(error)
             _exit(f"{hint}; --help lists the flags", 2)
-        except (flags.Error, UsageError) as error:
+        except (flags.Error, ValueError) as error:
             _exit(str(error) + "; --help lists the flags", 2)
         return rest
 
@@ -176,6 +195,10 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
             sys.exit(EXIT_CODE)
         except (ValueError, FloatingPointError) as error:
             _exit(str(error), 1)
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and NO_MEMORY not in str(error):
+                raise
+            _exit("there is not enough memory for this; lower the sizes that the flags set", 1)
         except OSError as error:
             # A full disk, a folder that is gone: files are whole or absent, so all else is kept.
             _exit(
@@ -196,10 +219,14 @@ def new_name(config_class: type, old: str) -> str | None:
     return None
 
 
-def _asks_help(argv: Sequence[str]) -> bool:
-    return any(word.lstrip("-").startswith("help") or word == "-?" for word in argv[1:])
-
-
 def _exit(message: str, code: int) -> None:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {one_line(message)}\n")
     sys.exit(code)
+
+
+def one_line(message: str) -> str:
+    """A message on one line: what a terminal would not print as it is, escaped."""
+    return "".join(
+        letter if letter.isprintable() else ascii(letter)[1:-1]
+        for letter in " ".join(message.splitlines())
+    )

@@ -32,18 +32,26 @@ def save(
     cells = best_cells(workdir, rows, groups, [chance_wrong] * len(groups), curve="wrong")
     best = max(cells, key=lambda cell: np.mean(accuracies(cell)))
     panel = {cell.kind: cell.learned for cell in cells}
-    plots.learning_curves(
-        {"share of wrong test images": panel},
-        test_every,
-        {"share of wrong test images": chance_wrong},
-        f"{task}: {best.kind} gets {np.mean(accuracies(best)):.1%} right",
-        ylabel="share wrong",
-    ).savefig(workdir / "learning_curves.png")
-    plots.start_and_end(
-        panel,
-        f"{task}: the gradient before and after training",
-        ("after: at least 95 % right", "after: less"),
-    ).savefig(workdir / "gradient_profiles.png")
+    records.save_figure(
+        workdir,
+        "learning_curves",
+        plots.learning_curves(
+            {"share of wrong test images": panel},
+            test_every,
+            {"share of wrong test images": chance_wrong},
+            f"{task}: {best.kind} gets {np.mean(accuracies(best)):.1%} right",
+            ylabel="share wrong",
+        ),
+    )
+    records.save_figure(
+        workdir,
+        "gradient_profiles",
+        plots.start_and_end(
+            panel,
+            f"{task}: the gradient before and after training",
+            ("after: at least 95 % right", "after: less"),
+        ),
+    )
     table = markdown(cells)
     records.write_atomically(workdir / "table.md", table)
     return table + f"Lines, arrays and figures: {workdir}/\n"

@@ -55,7 +55,7 @@ def save_figures(
             compared, "On its way back to the first step a gradient vanishes, survives or explodes"
         )
     for name, figure in figures.items():
-        records.write_atomically(workdir / f"{name}.png", plots.png(figure))
+        records.save_figure(workdir, name, figure)
 
 
 def truncation_finding(bias: gradflow.TruncationBias) -> str:

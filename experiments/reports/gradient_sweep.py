@@ -9,6 +9,7 @@ from experiments.analysis.sweep_theory import predicted_slope
 from experiments.training.groups import Group
 from experiments.training.parts import Row
 from rnn_jax import plots
+from rnn_jax.io import records
 
 LABELS = {
     "gain": "gain of W",
@@ -135,12 +136,16 @@ def save(workdir: Path, rows: list[Row], groups: list[Group]) -> str:
         if set(pair) <= set(group.hparams)
     ]
     if panels:
-        plots.phase_diagram(
-            panels,
-            LABELS[pair[0]],
-            LABELS[pair[1]],
-            "Where a gradient vanishes (blue) and explodes (red)",
-        ).savefig(workdir / "phase_diagram.png")
+        records.save_figure(
+            workdir,
+            "phase_diagram",
+            plots.phase_diagram(
+                panels,
+                LABELS[pair[0]],
+                LABELS[pair[1]],
+                "Where a gradient vanishes (blue) and explodes (red)",
+            ),
+        )
     elif axes:
         measured = [
             curve_of(part, axes[0], slope, name) for part, name in zip(split, names, strict=True)
@@ -150,20 +155,28 @@ def save(workdir: Path, rows: list[Row], groups: list[Group]) -> str:
             for part, name in zip(split, names, strict=True)
             if np.isfinite(column(part, "predicted_slope")).all()
         }
-        plots.slopes_along(
-            measured,
-            predicted,
-            LABELS[axes[0]],
-            "Where the gradient vanishes (below 0) and explodes (above)",
-        ).savefig(workdir / "slopes.png")
+        records.save_figure(
+            workdir,
+            "slopes",
+            plots.slopes_along(
+                measured,
+                predicted,
+                LABELS[axes[0]],
+                "Where the gradient vanishes (below 0) and explodes (above)",
+            ),
+        )
     both = np.isfinite(column(rows, slope)) & np.isfinite(column(rows, "predicted_slope"))
     if both.any():
         labels = [name for name, part in zip(names, split, strict=True) for _ in part]
-        plots.prediction(
-            column(rows, "predicted_slope")[both],
-            column(rows, slope)[both],
-            [label for label, known in zip(labels, both, strict=True) if known],
-        ).savefig(workdir / "prediction.png")
+        records.save_figure(
+            workdir,
+            "prediction",
+            plots.prediction(
+                column(rows, "predicted_slope")[both],
+                column(rows, slope)[both],
+                [label for label, known in zip(labels, both, strict=True) if known],
+            ),
+        )
     if "solved" in rows[0]:
         draw_success(workdir, groups, split, axes)
     return summary(workdir, rows, groups)
@@ -191,9 +204,13 @@ def draw_success(
         curves.append(
             plots.Curve(name, points, np.array([solved[x == point].mean() for point in points]))
         )
-    plots.success(
-        curves, LABELS[axis], "Who learns the task: share of the seeds that solve it"
-    ).savefig(workdir / "success.png")
+    records.save_figure(
+        workdir,
+        "success",
+        plots.success(
+            curves, LABELS[axis], "Who learns the task: share of the seeds that solve it"
+        ),
+    )
 
 
 def edges(rows: list[Row], axis: str, slope: str) -> list[float]:

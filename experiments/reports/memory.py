@@ -124,18 +124,26 @@ def save(
     task = task.replace("_", " ")
     grid = {(cell.kind, cell.length): cell for cell in cells}
     _save_curves(workdir, task, kinds, names, grid, test_every)
-    plots.start_and_end(
-        {kind: grid[kind, lengths[-1]].learned for kind in kinds},
-        f"{task}, {names[lengths[-1]]}: the gradient before and after training",
-    ).savefig(workdir / "gradient_profiles.png")
+    records.save_figure(
+        workdir,
+        "gradient_profiles",
+        plots.start_and_end(
+            {kind: grid[kind, lengths[-1]].learned for kind in kinds},
+            f"{task}, {names[lengths[-1]]}: the gradient before and after training",
+        ),
+    )
     if len(cells) > 1:
-        plots.success_table(
-            kinds,
-            list(names.values()),
-            np.array([[grid[k, n].learned.solved.mean() for n in lengths] for k in kinds]),
-            [[slopes(grid[k, n]) for n in lengths] for k in kinds],
-            f"{task}: who solves it; slope before → after, nats per step",
-        ).savefig(workdir / "success.png")
+        records.save_figure(
+            workdir,
+            "success",
+            plots.success_table(
+                kinds,
+                list(names.values()),
+                np.array([[grid[k, n].learned.solved.mean() for n in lengths] for k in kinds]),
+                [[slopes(grid[k, n]) for n in lengths] for k in kinds],
+                f"{task}: who solves it; slope before → after, nats per step",
+            ),
+        )
     if len(lengths) > 2:
         _save_foretold(workdir, task, kinds, lengths, grid)
     table = markdown(kinds, names, grid)
@@ -166,8 +174,10 @@ def _save_curves(
     solved = sum(int(trained.learned.solved.sum()) for trained in grid.values())
     total = sum(len(trained.rows) for trained in grid.values())
     title = f"{task}: {solved} of {total} networks have learned it"
-    plots.learning_curves(panels, test_every, chance, title, ordered=by_kind).savefig(
-        workdir / "learning_curves.png"
+    records.save_figure(
+        workdir,
+        "learning_curves",
+        plots.learning_curves(panels, test_every, chance, title, ordered=by_kind),
     )
 
 
@@ -176,13 +186,17 @@ def _save_foretold(
 ) -> None:
     """How long a sequence each kind has learned, against what its untrained gradient foretells."""
     predicted, found = foretold(kinds, lengths, grid)
-    plots.foretold(
-        predicted,
-        found,
-        [grid[kind, lengths[0]].cure for kind in kinds],
-        lengths[-1],
-        "Does the untrained gradient tell who will learn?",
-    ).savefig(workdir / "foretold.png")
+    records.save_figure(
+        workdir,
+        "foretold",
+        plots.foretold(
+            predicted,
+            found,
+            [grid[kind, lengths[0]].cure for kind in kinds],
+            lengths[-1],
+            "Does the untrained gradient tell who will learn?",
+        ),
+    )
 
 
 def foretold(kinds: list[str], lengths: list[int], grid: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -92,24 +92,37 @@ def save_learning(
 ) -> None:
     """Curves on the validation rows, and the gradient of the networks that forecast."""
     panel = "the validation rows, one step ahead, normalized"
-    plots.learning_curves(
-        {panel: {cell.kind: cell.learned for cell in cells}},
-        test_every,
-        {panel: best.chance_loss},
-        f"{best.kind} comes to {validation_loss(best):.3g}; the last value {best.chance_loss:.3g}",
-        ylabel="mean squared error",
-        baseline=forecasts.LAST_VALUE,
-    ).savefig(workdir / "learning_curves.png")
-    plots.start_and_end(
-        {cell.kind: cell.learned for cell in cells},
-        "The gradient of a window's last loss, before training and after",
-        ("after: beats the last value", "after: does not"),
-    ).savefig(workdir / "gradient_profiles.png")
-    plots.gradient_heatmap(
-        traces,
-        f"{heatmap_finding(traces)} (median of the networks, {best.kind})",
-        every=test_every,
-    ).savefig(workdir / "gradient_heatmap.png")
+    records.save_figure(
+        workdir,
+        "learning_curves",
+        plots.learning_curves(
+            {panel: {cell.kind: cell.learned for cell in cells}},
+            test_every,
+            {panel: best.chance_loss},
+            f"{best.kind} comes to {validation_loss(best):.3g}; the last value "
+            f"{best.chance_loss:.3g}",
+            ylabel="mean squared error",
+            baseline=forecasts.LAST_VALUE,
+        ),
+    )
+    records.save_figure(
+        workdir,
+        "gradient_profiles",
+        plots.start_and_end(
+            {cell.kind: cell.learned for cell in cells},
+            "The gradient of a window's last loss, before training and after",
+            ("after: beats the last value", "after: does not"),
+        ),
+    )
+    records.save_figure(
+        workdir,
+        "gradient_heatmap",
+        plots.gradient_heatmap(
+            traces,
+            f"{heatmap_finding(traces)} (median of the networks, {best.kind})",
+            every=test_every,
+        ),
+    )
 
 
 def save_forecasts(workdir: Path, series: Series, found: Forecasts) -> None:
@@ -130,14 +143,18 @@ def save_forecasts(workdir: Path, series: Series, found: Forecasts) -> None:
             )
         suffix = f"_{column + 1}" if len(series.names) > 1 else ""
         dated = series.dates[0] != "1"
-        plots.forecasts(
-            series.times[series.held_out :],
-            found.actual[:, column],
-            panels,
-            f"{name}: {len(found.actual)} held-out rows, foretold",
-            "year" if dated else "row",
-            name,
-        ).savefig(workdir / f"forecast{suffix}.png")
+        records.save_figure(
+            workdir,
+            f"forecast{suffix}",
+            plots.forecasts(
+                series.times[series.held_out :],
+                found.actual[:, column],
+                panels,
+                f"{name}: {len(found.actual)} held-out rows, foretold",
+                "year" if dated else "row",
+                name,
+            ),
+        )
 
 
 def horizons(found: Forecasts) -> list[int]:

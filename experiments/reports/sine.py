@@ -61,7 +61,7 @@ def save(workdir: Path, config: SineConfig, result: Result) -> None:
             history.summands, summand_finding(history.summands)
         )
     for name, figure in figures.items():
-        records.write_atomically(workdir / f"{name}.png", plots.png(figure))
+        records.save_figure(workdir, name, figure)
     print(summary(workdir, history, free_run))
     if result.skipped:
         print(

@@ -5,6 +5,7 @@ import dataclasses
 import optax
 
 import rnn_jax
+from experiments.cli import axes
 from experiments.cli.options import UsageError, option
 from experiments.setup.networks import CELLS, RECURRENT_INITS, make_cell
 from experiments.setup.tasks import OPTIMIZERS, model_for
@@ -136,14 +137,9 @@ def regularizer_of(method: Method) -> regularizers.Regularizer | None:
 
 def floss_iterations(method: Method) -> list[int]:
     """The iterations before which flossing runs, in order."""
-    words = [word for word in method.floss_at.split(",") if word.strip()]
-    try:
-        iterations = sorted({int(word) for word in words})
-    except ValueError:
-        iterations = [-1]
-    if any(iteration < 0 for iteration in iterations):
-        raise UsageError(f"--floss_at={method.floss_at}: give iterations, such as 0,100,200")
-    return iterations
+    if not method.floss_at:
+        return []
+    return sorted(axes.whole_numbers("floss_at", method.floss_at, minimum=0))
 
 
 def floss_size(method: Method) -> int:

@@ -121,7 +121,7 @@ def examine(
         f"Iteration {step}: back over {len(logs)} steps the gradient changes by a factor "
         f"e^{middle[0] - middle[-1]:.0f}, {found.slope:+.3f} nats per step",
     )
-    records.write_atomically(workdir / f"{PROFILE}.png", plots.png(figure))
+    records.save_figure(workdir, PROFILE, figure)
     text = f"{found}\n"
     if alone is not found:
         text += f"the cell alone, on the inputs that it saw:\n{alone}\n"

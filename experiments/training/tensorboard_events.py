@@ -5,11 +5,11 @@ histograms   gradient/log_norms: ln|dL/ds_t|, one number a time step
 images       gradient/profile, gradient/heatmap: the gradient by time step, ten times a run
 
 Written with TensorBoard's own writer, which does without TensorFlow: what shows the files is all
-that is needed to make them.
+that is needed to make them. An event file grows by records that carry their own checksums; of one
+that a killed process cut short, TensorBoard shows all whole records.
 """
 
 import contextlib
-import io
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -117,9 +117,7 @@ def _figures(norms: np.ndarray, boundary: int | None) -> dict[str, Any]:
 
 def _image(form: Format, tag: str, figure: Any) -> Any:
     """A figure as an image summary: width, height and the PNG."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    png = content.getvalue()
+    png = plots.png(figure)
     width, height = struct.unpack(">II", png[16:24])
     what = form.image.create_summary_metadata(
         display_name=None, description=None, converted_to_tensor=True

@@ -12,7 +12,8 @@ gradient. Ordered by k, the sums over t collapse into the adjoints
     lambda_k = dL/ds_k = e_k + J_{k+1}^T lambda_{k+1},    e_k = dL_k/ds_k,
     dL/dtheta = sum_k (ds_k/dtheta)^T lambda_k,
 
-one backward pass. Each function here measures one piece of these lines:
+one backward pass. The loss is given as L_t of every step, as a `LastStep`, or as e_t itself, an
+`Immediate`. Each function here measures one piece of these lines:
 
     value_and_grad      L, dL/dtheta and lambda_k together, as numbers
     state_gradients     ln |lambda_k|
@@ -37,12 +38,12 @@ Under `jit` arguments cannot be looked at; outside it a NaN or inf is a `ValueEr
 where.
 """
 
-from rnn_jax.gradflow.backward import LastStep
 from rnn_jax.gradflow.clipping import ClippingReport, clipping_report
 from rnn_jax.gradflow.credit import credit_matrix
 from rnn_jax.gradflow.diagnose import Diagnosis, diagnose
-from rnn_jax.gradflow.finite import Origin, origin_of_nonfinite
 from rnn_jax.gradflow.jacobians import jacobian_product, lyapunov_spectrum
+from rnn_jax.gradflow.losses import Immediate, LastStep
+from rnn_jax.gradflow.origin import Origin, origin_of_nonfinite
 from rnn_jax.gradflow.params import parameter_terms
 from rnn_jax.gradflow.sensitivity import parameter_sensitivity
 from rnn_jax.gradflow.states import leaf_gradients, state_gradients, value_and_grad
@@ -51,6 +52,7 @@ from rnn_jax.gradflow.truncation import TruncationBias, truncation_bias
 __all__ = [
     "ClippingReport",
     "Diagnosis",
+    "Immediate",
     "LastStep",
     "Origin",
     "TruncationBias",

@@ -8,7 +8,7 @@ brought back to [1/2, 1) and the power of two goes into an integer; e_t is added
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +18,10 @@ from rnn_jax import bptt
 from rnn_jax.bptt import Linearization, Trajectory
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import finite
+from rnn_jax.gradflow.losses import Losses, check_losses, immediate_gradients
 from rnn_jax.gradflow.scaled import NO_EXPONENT, Scaled, add, rescale
-from rnn_jax.types import Array, Params, State, StepLosses
+from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import check_fit, run_forward, valid_steps
-
-
-class LastStep(NamedTuple):
-    """A loss at the last step only, given as such: it needs no e_t for the other steps.
-
-    Attributes:
-        loss: `s_T, leaves [B, H] -> [B]`.
-    """
-
-    loss: Callable[[State], Array]
-
 
 _forward = jax.jit(run_forward, static_argnums=0)
 
@@ -41,7 +31,7 @@ def prepare(
     params: Params,
     state: State,
     xs: Array,
-    step_losses: StepLosses | LastStep,
+    step_losses: Losses,
     lengths: Array | None,
 ) -> tuple[Trajectory, State]:
     """The forward run, and e_t of each example's own loss: leaves `[T, B, H]`.
@@ -49,32 +39,12 @@ def prepare(
     For a `LastStep` loss e_T alone, leaves `[B, H]`. Errors are those of `state_gradients`.
     """
     check_fit(cell, params, state, xs)
+    valid = None if lengths is None else valid_steps(lengths, xs)
+    check_losses(step_losses, state, xs.shape[0], valid)
     finite.check_finite(params, state, xs)
-    trajectory = _forward(
-        cell, params, state, xs, valid=None if lengths is None else valid_steps(lengths, xs)
-    )
+    trajectory = _forward(cell, params, state, xs, valid=valid)
     finite.check_states(trajectory.states)
-    num_steps, batch_shape = xs.shape[0], xs.shape[1:-1]
-    if isinstance(step_losses, LastStep):
-        final = jax.tree.map(lambda s: s[-1], trajectory.states)
-        return trajectory, last_immediate(step_losses, final, batch_shape)
-    losses, pullback = jax.vjp(step_losses, trajectory.states)
-    finite.check_step_losses(losses, batch_shape, num_steps)
-    counted = jnp.ones_like(losses)
-    if trajectory.valid is not None:
-        counted = trajectory.valid.astype(losses.dtype)
-    return trajectory, pullback(counted)[0]
-
-
-def last_immediate(last: LastStep, final: State, batch_shape: tuple[int, ...]) -> State:
-    """e_T of each example, leaves `[B, H]`."""
-    losses, pullback = jax.vjp(last.loss, final)
-    if losses.shape != batch_shape:
-        raise ValueError(
-            f"LastStep's loss returned shape {losses.shape}, but the batch has {batch_shape}: one "
-            "loss for each example"
-        )
-    return pullback(jnp.ones_like(losses))[0]
+    return trajectory, immediate_gradients(step_losses, trajectory.states, xs.shape[1:-1], valid)
 
 
 def zero_scaled(like: State, batch_ndim: int) -> Scaled:

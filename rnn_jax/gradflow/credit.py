@@ -12,7 +12,8 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.bptt import Linearization
 from rnn_jax.cells import Cell
-from rnn_jax.gradflow.backward import LastStep, prepare
+from rnn_jax.gradflow.backward import prepare
+from rnn_jax.gradflow.losses import LastStep, Losses
 from rnn_jax.gradflow.scaled import (
     NO_EXPONENT,
     Scaled,
@@ -22,7 +23,7 @@ from rnn_jax.gradflow.scaled import (
     times_power,
 )
 from rnn_jax.norms import per_example, state_norm
-from rnn_jax.types import Array, Params, State, StepLosses
+from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import check_fit
 
 
@@ -31,7 +32,7 @@ def credit_matrix(
     params: Params,
     state: State,
     xs: Array,
-    step_losses: StepLosses,
+    step_losses: Losses,
     *,
     lengths: Array | None = None,
     max_rows: int | None = None,
@@ -43,7 +44,7 @@ def credit_matrix(
         params: its parameters.
         state: s_0, leaves `[B, H]`.
         xs: `[T, B, D]`.
-        step_losses: `states -> [T, B]`; L_t must depend on s_t alone.
+        step_losses: `states -> [T, B]`; L_t must depend on s_t alone. Or an `Immediate`.
         lengths: `[B]`; losses on padding do not count.
         max_rows: how many rows are carried at once; memory is about 4 * max_rows states of the
             batch. A quarter of T unless given, which is near the fastest.
@@ -52,7 +53,7 @@ def credit_matrix(
         `[T, T]` in nats; -inf exactly where k > t, and where the derivative is exactly zero.
 
     Raises:
-        ValueError: as in `state_gradients`.
+        ValueError: as in `state_gradients`, and for a `LastStep`.
 
     All rows of a block go back together, `max_rows * B` at a time, so T backward passes cost few
     large matrix products. Summed over t as vectors, dL_t/ds_k is lambda_k (`state_gradients`).

@@ -12,8 +12,9 @@ from rnn_jax import bptt
 from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import finite
-from rnn_jax.gradflow.backward import LastStep, prepare, scan_adjoints
+from rnn_jax.gradflow.backward import prepare, scan_adjoints
 from rnn_jax.gradflow.jacobians import lyapunov_spectrum
+from rnn_jax.gradflow.losses import LastStep, Losses, check_losses, with_batch_axis
 from rnn_jax.gradflow.profile import (
     fit_slope,
     is_sure,
@@ -25,8 +26,8 @@ from rnn_jax.gradflow.profile import (
 )
 from rnn_jax.gradflow.remedies import Remedy, remedies
 from rnn_jax.gradflow.scaled import log_norm
-from rnn_jax.types import Array, Params, State, StepLosses
-from rnn_jax.unroll import check_fit
+from rnn_jax.types import Array, Params, State
+from rnn_jax.unroll import check_fit, valid_steps
 
 
 class Diagnosis(NamedTuple):
@@ -93,7 +94,7 @@ def diagnose(
     params: Params,
     state: State,
     xs: Array,
-    step_losses: StepLosses | LastStep,
+    step_losses: Losses,
     *,
     lengths: Array | None = None,
 ) -> Diagnosis:
@@ -107,7 +108,7 @@ def diagnose(
         params: its parameters.
         state: s_0, leaves `[B, H]` or `[H]`.
         xs: `[T, B, D]` or `[T, D]`.
-        step_losses: `states -> [T, B]`, or a `LastStep`.
+        step_losses: `states -> [T, B]`, a `LastStep` or an `Immediate`.
         lengths: `[B]` for padded batches.
 
     Returns:
@@ -129,9 +130,11 @@ def diagnose(
     if xs.ndim == 2:
         # Before the batch axis is added, so that an index named is one of the user's.
         check_fit(cell, params, state, xs)
+        valid = None if lengths is None else valid_steps(lengths, xs)
+        check_losses(step_losses, state, xs.shape[0], valid)
         finite.check_finite(params, state, xs)
         state, xs = jax.tree.map(lambda s: s[None], state), xs[:, None]
-        step_losses = _batched(step_losses)
+        step_losses = with_batch_axis(step_losses)
         lengths = None if lengths is None else jnp.reshape(lengths, (1,))
     if xs.ndim != 3:
         raise ValueError(f"xs has shape {xs.shape}, but [T, B, D] or [T, D] is wanted")
@@ -181,21 +184,6 @@ def _log_adjoints(cell: Cell, params: Params, trajectory: Trajectory, immediate:
     return scan_adjoints(cell, params, trajectory, immediate, log_norm)
 
 
-def _batched(step_losses: StepLosses | LastStep) -> StepLosses | LastStep:
-    """A loss of one example's states as one of a batch of one."""
-
-    def on_batch(function: StepLosses, axis: int) -> StepLosses:
-        def losses(states: State) -> Array:
-            single = jax.tree.map(lambda s: jnp.squeeze(s, axis), states)
-            return jnp.expand_dims(function(single), axis)
-
-        return losses
-
-    if isinstance(step_losses, LastStep):
-        return LastStep(on_batch(step_losses.loss, 0))
-    return on_batch(step_losses, 1)
-
-
 def _last_loss(trajectory: Trajectory, immediate: State, only_last: bool) -> tuple[Array, State]:
     """Index of each example's last step with a loss, `[B]`, and e_t at that step alone."""
     num_steps, batch_size = trajectory.xs.shape[:2]
@@ -216,9 +204,6 @@ def _last_loss(trajectory: Trajectory, immediate: State, only_last: bool) -> tup
     at_last = jnp.broadcast_to(steps, nonzero.shape) == jnp.broadcast_to(last, nonzero.shape)
     nothing = jax.tree.map(jnp.zeros_like, immediate)
     immediate = bptt.where_valid(at_last, immediate, nothing)
-    if valid is not None:
-        # A loss read on padding is one of the last true state.
-        last = jnp.minimum(last, jnp.sum(valid, axis=0) - 1)
     return last, immediate
 
 

@@ -1,14 +1,10 @@
 """Inputs checked before anything is measured: shapes, and where the first NaN or inf is."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnn_jax.cells import Cell
-from rnn_jax.types import Array, Params, State, StepLosses
-from rnn_jax.unroll import unroll, zero_perturbations
+from rnn_jax.types import Array, Params, State
 
 
 def is_concrete(tree: State) -> bool:
@@ -50,7 +46,7 @@ def check_states(states: State, before: int = 0, num_steps: int | None = None) -
     """
     if not is_concrete(states):
         return
-    if (step := _first_step(states)) is not None:
+    if (step := first_step(states)) is not None:
         step += before
         num_steps = num_steps or jax.tree.leaves(states)[0].shape[0]
         raise ValueError(
@@ -69,70 +65,7 @@ def check_step_losses(losses: Array, batch_shape: tuple[int, ...], num_steps: in
         )
 
 
-class Origin(NamedTuple):
-    """Where a NaN or inf began.
-
-    Attributes:
-        where: "xs", "state", "params", "states", "losses", "adjoints", "gradients"
-            or "" if all is finite.
-        step: time step (from 1) at which it began; in the adjoints the last such step, since they
-            run backward. 0 where time plays no part.
-        what: one line for the user.
-    """
-
-    where: str
-    step: int
-    what: str
-
-
-def origin_of_nonfinite(
-    cell: Cell, params: Params, state: State, xs: Array, step_losses: StepLosses
-) -> Origin:
-    """ "My loss became NaN: where did it start?": inputs first, then forward, then backward.
-
-    Args:
-        cell: any `Cell`.
-        params: its parameters.
-        state: s_0, leaves `[B, H]`.
-        xs: `[T, B, D]`.
-        step_losses: `states -> [T, B]`.
-
-    Returns:
-        An `Origin`. Not for `jit`: it looks at the numbers.
-    """
-    for name, tree in (("xs", xs), ("state", state), ("params", params)):
-        if where := first_nonfinite(tree):
-            step = _first_step(tree) if name == "xs" else None
-            return Origin(name, step or 0, f"{name} is not finite before anything runs: {where}")
-    states = unroll(cell, params, state, xs)
-    if (step := _first_step(states)) is not None:
-        return Origin("states", step, f"the states leave the finite range at time step {step}")
-    losses = step_losses(states)
-    check_step_losses(losses, xs.shape[1:-1], xs.shape[0])
-    if (step := _first_step(losses)) is not None:
-        return Origin("losses", step, f"the loss of time step {step} is not finite, its states are")
-
-    def total(params: Params, perturbations: State) -> Array:
-        return jnp.sum(step_losses(unroll(cell, params, state, xs, perturbations=perturbations)))
-
-    gradients, adjoints = jax.grad(total, (0, 1))(params, zero_perturbations(state, xs.shape[0]))
-    backward = jax.tree.map(lambda a: a[::-1], adjoints)
-    if (reverse_step := _first_step(backward)) is not None:
-        step = xs.shape[0] + 1 - reverse_step
-        return Origin(
-            "adjoints",
-            step,
-            f"going back, |dL/ds_t| leaves the finite range at time step {step}: it explodes, or "
-            "that step's loss has no finite derivative",
-        )
-    if where := first_nonfinite(gradients):
-        return Origin(
-            "gradients", 0, f"dL/ds_t is finite at every step, but dL/dtheta is not: {where}"
-        )
-    return Origin("", 0, "all is finite: inputs, states, losses and gradients")
-
-
-def _first_step(tree: State) -> int | None:
+def first_step(tree: State) -> int | None:
     """First index from 1 along the time axis with a NaN or inf in any leaf."""
     bad = [
         ~np.isfinite(np.asarray(leaf)).reshape(leaf.shape[0], -1).all(axis=1)

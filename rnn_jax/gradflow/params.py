@@ -9,10 +9,11 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
-from rnn_jax.gradflow.backward import LastStep, prepare, scan_adjoints
+from rnn_jax.gradflow.backward import prepare, scan_adjoints
+from rnn_jax.gradflow.losses import Losses
 from rnn_jax.gradflow.scaled import Scaled, add, scaled_log
 from rnn_jax.norms import state_norm
-from rnn_jax.types import Array, Params, State, StepLosses
+from rnn_jax.types import Array, Params, State
 
 
 def parameter_terms(
@@ -20,7 +21,7 @@ def parameter_terms(
     params: Params,
     state: State,
     xs: Array,
-    step_losses: StepLosses | LastStep,
+    step_losses: Losses,
     *,
     lengths: Array | None = None,
 ) -> Params:
@@ -31,7 +32,7 @@ def parameter_terms(
         params: its parameters.
         state: s_0, leaves `[B, H]`.
         xs: `[T, B, D]`.
-        step_losses: `states -> [T, B]`, or a `LastStep`.
+        step_losses: `states -> [T, B]`, a `LastStep` or an `Immediate`.
         lengths: `[B]`; padding adds nothing.
 
     Returns:

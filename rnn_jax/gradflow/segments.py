@@ -12,9 +12,16 @@ from rnn_jax import bptt
 from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import finite
-from rnn_jax.gradflow.backward import LastStep, adjoint_step, last_immediate
+from rnn_jax.gradflow.backward import adjoint_step, zero_scaled
+from rnn_jax.gradflow.losses import (
+    Immediate,
+    LastStep,
+    Losses,
+    check_losses,
+    last_immediate,
+)
 from rnn_jax.gradflow.scaled import Scaled, rescale
-from rnn_jax.types import Array, Params, State, StepLosses
+from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import check_fit, run_forward, valid_steps
 
 
@@ -23,27 +30,35 @@ def segmented(
     params: Params,
     state: State,
     xs: Array,
-    step_losses: StepLosses | LastStep,
+    step_losses: Losses,
     lengths: Array | None,
     segment_length: int,
     measure: Callable[[Scaled], Any],
 ) -> Array:
     """Nested checkpointing: only the states between segments are kept on the way forward."""
-    if not isinstance(step_losses, LastStep):
+    check_fit(cell, params, state, xs)
+    num_steps = xs.shape[0]
+    valid = None if lengths is None else valid_steps(lengths, xs)
+    check_losses(step_losses, state, num_steps, valid)
+    if not isinstance(step_losses, LastStep | Immediate):
         raise ValueError(
             "segment_length wants a loss of the last step, but step_losses is a function of all "
             "states; wrap it as gradflow.LastStep(loss of s_T)"
         )
-    check_fit(cell, params, state, xs)
-    num_steps = xs.shape[0]
     if not 1 <= segment_length <= num_steps:
         raise ValueError(
             f"segment_length is {segment_length}, but must be in 1..{num_steps}, the steps in xs"
         )
     finite.check_finite(params, state, xs)
-    valid = None if lengths is None else valid_steps(lengths, xs)
     # What does not fill a segment comes first, as a segment of its own.
     head = num_steps % segment_length
+
+    # e_t of every step, or None where e_T alone starts the reverse scan.
+    immediate = None
+    if isinstance(step_losses, Immediate):
+        immediate = jax.tree.map(lambda e, s: jnp.asarray(e, s.dtype), step_losses.gradients, state)
+        nothing = jax.tree.map(jnp.zeros_like, immediate)
+        immediate = bptt.where_valid(valid, immediate, nothing)
 
     def forward(start: State, inputs: tuple[Array, Array | None]) -> Trajectory:
         return run_forward(cell, params, start, inputs[0], valid=inputs[1])
@@ -56,14 +71,14 @@ def segmented(
         return a[head:].reshape(-1, segment_length, *a.shape[1:])
 
     def back(future: Scaled, segment: Any) -> tuple[Scaled, Array]:
-        start, inputs = segment
+        start, inputs, own = segment
         trajectory = forward(start, inputs)
         linearization = bptt.linearize(cell, params, trajectory)
         step = functools.partial(adjoint_step, linearization, measure)
-        return lax.scan(step, future, (None, linearization.locals, trajectory.valid), reverse=True)
+        return lax.scan(step, future, (own, linearization.locals, trajectory.valid), reverse=True)
 
-    first = jax.tree.map(lambda a: a[:head], (xs, valid))
-    rest = jax.tree.map(split, (xs, valid))
+    first, first_own = jax.tree.map(lambda a: a[:head], ((xs, valid), immediate))
+    rest, rest_own = jax.tree.map(split, ((xs, valid), immediate))
     after_head = skip(state, first)[0] if head else state
     final, starts = lax.scan(skip, after_head, rest)
     if finite.is_concrete(final) and finite.first_nonfinite(final):
@@ -74,10 +89,12 @@ def segmented(
             start, inputs = jax.tree.map(lambda a, i=index: a[i], (starts, rest))
             before = head + index * segment_length
             finite.check_states(forward(start, inputs).states, before, num_steps)
-    immediate = last_immediate(step_losses, final, xs.shape[1:-1])
-    adjoint_now = rescale(immediate, jnp.zeros(xs.shape[1:-1], jnp.int32))
-    adjoint_now, logs = lax.scan(back, adjoint_now, (starts, rest), reverse=True)
+    adjoint_now = zero_scaled(final, xs.ndim - 2)
+    if isinstance(step_losses, LastStep):
+        last = last_immediate(step_losses, final, xs.shape[1:-1])
+        adjoint_now = rescale(last, jnp.zeros_like(adjoint_now.exponent))
+    adjoint_now, logs = lax.scan(back, adjoint_now, (starts, rest, rest_own), reverse=True)
     logs = logs.reshape(-1, *logs.shape[2:])
     if not head:
         return logs
-    return jnp.concatenate([back(adjoint_now, (state, first))[1], logs])
+    return jnp.concatenate([back(adjoint_now, (state, first, first_own))[1], logs])

@@ -9,25 +9,31 @@ import numpy as np
 
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import finite
-from rnn_jax.gradflow.backward import LastStep, prepare, scan_adjoints
+from rnn_jax.gradflow.backward import prepare, scan_adjoints
+from rnn_jax.gradflow.losses import Immediate, LastStep, Losses, loss_values
 from rnn_jax.gradflow.scaled import Scaled, log_norm
 from rnn_jax.gradflow.segments import segmented
-from rnn_jax.types import Array, Params, State, StepLosses
+from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import check_fit, unroll, zero_perturbations
 
 
-def value_and_grad(cell: Cell, loss_fn: Callable[..., Array]) -> Callable[..., Any]:
+def value_and_grad(cell: Cell, loss_fn: Callable[..., Array] | LastStep) -> Callable[..., Any]:
     """Loss, parameter gradient and dL/ds_t for every t, from one backward pass.
 
     Args:
         cell: any `Cell`.
         loss_fn: `(states, *args) -> loss`, a scalar, or `[T, B]` (`[T]` without a batch axis): then
-            the loss is the sum over t, averaged over the batch.
+            the loss is the sum over t, averaged over the batch. Or a `LastStep`, whose function
+            gets `*args` too: then it is the mean over the batch.
 
     Returns:
         A function `(params, state, xs, *args, lengths=None) -> (loss, grads, adjoints)`: grads like
         params, adjoints like the states, leaves `[T, B, H]`. In the dtype of the parameters;
         `state_gradients` has the logarithms where these leave its range.
+
+    Raises:
+        ValueError: an `Immediate`, which has no loss; shapes that do not fit; a NaN or inf in the
+            arguments, or in the states.
 
     >>> import jax, jax.numpy as jnp
     >>> import rnn_jax
@@ -41,6 +47,12 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array]) -> Callable[..., A
     ((7, 3, 4), (4, 4))
     """
 
+    if isinstance(loss_fn, Immediate):
+        raise ValueError(
+            "value_and_grad returns the loss, and an Immediate has none: give the loss as a "
+            "function of the states; for lambda_t alone take state_gradients"
+        )
+
     def evaluate(
         params: Params, state: State, xs: Array, *args: Any, lengths: Array | None = None
     ) -> tuple[Array, Params, State]:
@@ -49,6 +61,9 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array]) -> Callable[..., A
 
         def loss(params: Params, perturbations: State) -> Array:
             states = unroll(cell, params, state, xs, perturbations=perturbations, lengths=lengths)
+            if isinstance(loss_fn, LastStep):
+                last = LastStep(lambda final: loss_fn.loss(final, *args))
+                return jnp.mean(loss_values(last, states, xs.shape[1:-1]))
             value = loss_fn(states, *args)
             if jnp.ndim(value) == 0:
                 return value
@@ -70,7 +85,7 @@ def state_gradients(
     params: Params,
     state: State,
     xs: Array,
-    step_losses: StepLosses | LastStep,
+    step_losses: Losses,
     *,
     lengths: Array | None = None,
     segment_length: int | None = None,
@@ -82,11 +97,12 @@ def state_gradients(
         params: its parameters.
         state: s_0, leaves `[B, H]`.
         xs: `[T, B, D]`.
-        step_losses: `states -> [T, B]`; L_t must depend on s_t alone. Or `LastStep(s_T -> [B])`.
+        step_losses: `states -> [T, B]`; L_t must depend on s_t alone. Or `LastStep(s_T -> [B])`, or
+            e_t itself, `Immediate(e)`.
         lengths: `[B]`; losses on padding do not count, and there the result is -inf. A `LastStep`
             loss reads each example's last true state.
-        segment_length: keep only every so-manyth state and compute the others again on the way
-            back (for a `LastStep` loss); about sqrt(T) takes the least memory.
+        segment_length: keep only every so-manyth state and compute the others again going back (for
+            a `LastStep` or an `Immediate`); about sqrt(T) takes the least memory.
 
     Returns:
         `[T, B]` in nats (`[T]` without a batch axis). Row 0 is s_1. The norm is over all units of
@@ -121,7 +137,7 @@ def leaf_gradients(
     params: Params,
     state: State,
     xs: Array,
-    step_losses: StepLosses | LastStep,
+    step_losses: Losses,
     *,
     lengths: Array | None = None,
 ) -> State:

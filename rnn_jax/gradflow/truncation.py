@@ -11,9 +11,10 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow.backward import prepare, zero_scaled
+from rnn_jax.gradflow.losses import LastStep, Losses, at_every_step
 from rnn_jax.gradflow.scaled import Scaled, add, rescale, scaled_log
 from rnn_jax.norms import state_norm
-from rnn_jax.types import Array, Params, State, StepLosses
+from rnn_jax.types import Array, Params, State
 
 
 class TruncationBias(NamedTuple):
@@ -35,7 +36,7 @@ def truncation_bias(
     params: Params,
     state: State,
     xs: Array,
-    step_losses: StepLosses,
+    step_losses: Losses,
     windows: Array | None = None,
     *,
     lengths: Array | None = None,
@@ -47,7 +48,8 @@ def truncation_bias(
         params: its parameters.
         state: s_0, leaves `[B, H]`.
         xs: `[T, B, D]`.
-        step_losses: `states -> [T, B]`; L is their sum over t, averaged over the batch.
+        step_losses: `states -> [T, B]`, a `LastStep` or an `Immediate`; L is their sum over t,
+            averaged over the batch.
         windows: whole numbers in 1..T; all of them unless given.
         lengths: `[B]`; padding adds nothing.
 
@@ -63,6 +65,8 @@ def truncation_bias(
     """
     trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
     num_steps = xs.shape[0]
+    if isinstance(step_losses, LastStep):
+        immediate = at_every_step(immediate, num_steps, trajectory.valid)
     chosen = jnp.asarray(np.arange(1, num_steps + 1) if windows is None else windows)
     _check_windows(chosen, num_steps)
     linearization = bptt.linearize(cell, params, trajectory)

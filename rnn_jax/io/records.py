@@ -23,6 +23,8 @@ import numpy as np
 
 from rnn_jax.io.npy import read_npy, read_npz
 from rnn_jax.io.reading import plain_name, read_lines, read_object, shown
+from rnn_jax.io.writing import append, not_through_a_link
+from rnn_jax.io.writing import write_atomically as write_atomically
 
 Tree = TypeVar("Tree")
 
@@ -46,9 +48,9 @@ def open_run(workdir: str | Path, config: Mapping[str, Any], overwrite: bool = F
         ValueError: the folder cannot be written, or holds a run of another config; the message
             names the settings that differ.
     """
-    path = Path(workdir)
+    path = make_folder(workdir)
     try:
-        inside(path, ARRAYS).mkdir(parents=True, exist_ok=True)
+        inside(path, ARRAYS).mkdir(exist_ok=True)
         probe = path / f".writable-{os.getpid()}"
         write_atomically(probe, "")
         probe.unlink()
@@ -65,6 +67,39 @@ def open_run(workdir: str | Path, config: Mapping[str, Any], overwrite: bool = F
     return path
 
 
+def make_folder(workdir: str | Path) -> Path:
+    """Makes a folder, and those that it lies in, unless it is there.
+
+    Raises:
+        ValueError: its name is empty or does not print, or there can be no such folder.
+    """
+    path, name = Path(workdir), str(workdir)
+    if not name.strip() or not name.isprintable():
+        raise ValueError(
+            f"--workdir={shown(name) if name else ''}: give a folder a name of letters that print, "
+            "such as runs/first"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(_cannot_make(path, error)) from error
+    return path
+
+
+def _cannot_make(path: Path, error: OSError) -> str:
+    """What to say of a folder that cannot be made."""
+    for place in (path, *path.parents):
+        # pathlib's own raise where a name is too long.
+        if os.path.islink(place) and not os.path.exists(place):
+            return (
+                f"--workdir={path} cannot be made: {place} is a link to {os.readlink(place)}, "
+                "which is not there; remove the link, or name another folder"
+            )
+        if os.path.exists(place) and not os.path.isdir(place):
+            return f"--workdir={path} cannot be made: {place} is not a folder; name another"
+    return f"--workdir={path} cannot be made ({error.strerror}); name a folder elsewhere"
+
+
 @contextlib.contextmanager
 def held(workdir: str | Path) -> Iterator[None]:
     """Keeps a folder for this process; the system lets go of it when the process ends, however.
@@ -73,10 +108,9 @@ def held(workdir: str | Path) -> Iterator[None]:
         ValueError: another process holds it, or it cannot be written: now or, with a full disk or
             a folder that somebody took away, as long as it is held.
     """
-    path = Path(workdir)
+    path = make_folder(workdir)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = open(path / LOCK, "a", opener=_no_link)  # noqa: SIM115
+        file = open(path / LOCK, "a", opener=not_through_a_link)  # noqa: SIM115
     except OSError as error:
         raise ValueError(cannot_write(workdir, error)) from error
     with file:
@@ -131,30 +165,6 @@ def _setting(config: Mapping[str, Any], name: str) -> str:
     return shown(config[name]) if name in config else "not set"
 
 
-def _no_link(path: str, flags: int) -> int:
-    """Opens the file itself, never one elsewhere that a link of its name leads to."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes under another name, syncs and renames: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    data = content.encode() if isinstance(content, str) else content
-    # Whatever has this name, a link included, is not written through.
-    temporary.unlink(missing_ok=True)
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        # On a full disk half a file would be in the way of the rest.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def load_config(workdir: str | Path) -> dict[str, Any]:
     """The config of a run; `ValueError` where there is none or it is no JSON object."""
     if not os.path.lexists(Path(workdir) / CONFIG):
@@ -169,15 +179,7 @@ def clear_metrics(workdir: Path) -> None:
 
 def append_metrics(workdir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds lines to metrics.jsonl, all or none; see `json_lines`."""
-    data = json_lines(rows).encode()
-    with open(workdir / METRICS, "ab", buffering=0, opener=_no_link) as file:
-        end = file.tell()
-        try:
-            if file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            file.truncate(end)
-            raise OSError(error.errno, error.strerror, str(workdir / METRICS)) from error
+    append(workdir / METRICS, json_lines(rows).encode())
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -222,6 +224,13 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **dict(arrays))
     write_atomically(path, content.getvalue())
+
+
+def save_figure(workdir: Path, name: str, figure: Any) -> None:
+    """Writes a Matplotlib figure to NAME.png."""
+    from rnn_jax.plots.style import png  # Matplotlib, which whoever draws has already loaded
+
+    write_atomically(workdir / f"{plain_name(name)}.png", png(figure))
 
 
 def load_tree(workdir: str | Path, name: str, like: Tree) -> Tree:

@@ -16,7 +16,7 @@ def recorded(
     it from the optimizer's state. Clipping: Pascanu, Mikolov & Bengio (2013), algorithm 1.
 
     >>> import jax.numpy as jnp, optax
-    >>> from rnn_jax import optim
+    >>> from rnn_jax.training import optim
     >>> optimizer = optim.recorded(optax.sgd(1.0), clip_norm=1.0)
     >>> updates, state = optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(jnp.zeros(2)))
     >>> float(optim.raw_norm(state)), updates
