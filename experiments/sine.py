@@ -43,7 +43,7 @@ def run(config: SineConfig) -> Result:
     if config.tensorboard:
         load_format()
     with records.held(config.workdir):
-        workdir = open_run_folder("sine", config)
+        workdir = _opened(config)
         result = train_one(config, workdir)
         sine_report.save(workdir, config, result)
     return result
@@ -54,14 +54,19 @@ def run_seeds(config: SineConfig) -> list[Row]:
     check_config(config)
     check_memory(config)
     with records.held(config.workdir):
-        if config.overwrite or not config.resume:
-            parts.start_afresh(Path(config.workdir))
-        workdir = open_run_folder("sine", config)
+        workdir = _opened(config)
         groups = [seeds_group(config)]
         options = CheckpointOptions(config.checkpoint_every, config.resume)
         rows = run_groups(groups, workdir, config.seed, layout_of(0, groups), options)
         write_summary(workdir, sine_report.table(rows))
     return rows
+
+
+def _opened(config: SineConfig) -> Path:
+    """The run's folder, emptied of what an earlier run left where a fresh start is asked for."""
+    if config.overwrite or not config.resume:
+        parts.start_afresh(Path(config.workdir))
+    return open_run_folder("sine", config)
 
 
 def main(config: SineConfig) -> None:

@@ -15,7 +15,7 @@ import pytest
 import reference
 from absl import flags
 
-from experiments import benchmark, sine
+from experiments import benchmark
 from experiments.benchmarks import (
     flax_loop,
     gradients,
@@ -29,6 +29,7 @@ from experiments.benchmarks import (
 from experiments.benchmarks.report import COST, Number, Row, Wanted
 from experiments.benchmarks.timing import Side, Times
 from experiments.cli import options
+from experiments.setup.sine import SineConfig, parts_of
 from rnn_jax.types import Batch
 
 H = tutorial.CONFIG.hidden_size
@@ -290,7 +291,7 @@ def test_gradients_equal_the_reference(x64, side, batch_size):
     inputs, targets = rng.normal(size=(2, 49, batch_size, 1))
     batch = Batch(jnp.asarray(inputs), jnp.asarray(targets))
     example = gradients.Example(params, jnp.asarray(rng.normal(size=(batch_size, H))), batch)
-    objective = sine.setup(tutorial.CONFIG).objective
+    objective = parts_of(tutorial.CONFIG).objective
     gradient = {"ours": gradients.ours(objective), "flax": flax_loop.gradients}[side]
     given = jax.tree.leaves(gradient(*example))
     for found, wanted in zip(given, reference_gradients(example), strict=True):
@@ -305,7 +306,7 @@ def test_the_example_has_the_tutorials_shape_and_no_part_that_does_not_count():
 
 
 def test_agreement_passes_for_the_same_weights_and_refuses_others():
-    ours = gradients.ours(sine.setup(tutorial.CONFIG).objective)
+    ours = gradients.ours(parts_of(tutorial.CONFIG).objective)
     example = gradients.example(H)
     found = gradients.check_agreement(ours, {"Flax": flax_loop.gradients}, example)
     assert list(found["Flax"]) == ["cell.U", "cell.W", "cell.b", "readout.V", "readout.c"]
@@ -371,7 +372,7 @@ def test_numpy_waves_are_the_tutorials():
 
 
 def test_the_settings_are_those_of_the_tutorials_flags():
-    given = config_from(FLAGS / "sine_6000.flags", sine.SineConfig)
+    given = config_from(FLAGS / "sine_6000.flags", SineConfig)
     assert dataclasses.replace(given, workdir=tutorial.CONFIG.workdir) == tutorial.CONFIG
 
 
@@ -411,15 +412,16 @@ def test_all_of_ours_train_alike_and_write_what_an_experiment_writes(tmp_path):
 @pytest.fixture
 def short_tutorial(monkeypatch):
     """The tutorial in four iterations and two chunks, and a count of how often it is traced."""
-    config = dataclasses.replace(tutorial.CONFIG, num_steps=4, log_every=2)
-    parts, traced = sine.setup(config), []
+    config = dataclasses.replace(tutorial.CONFIG, train_steps=4, log_every=2)
+    algorithm, traced = tutorial._untested(), []
 
-    def sample(key):
-        traced.append(key)
-        return parts.sample(key)
+    def train_chunk(hparams, state, key, num_steps):
+        traced.append(num_steps)
+        return algorithm.train_chunk(hparams, state, key, num_steps)
 
+    counting = algorithm._replace(train_chunk=train_chunk)
     monkeypatch.setattr(tutorial, "CONFIG", config)
-    monkeypatch.setattr(tutorial.sine, "setup", lambda config: parts._replace(sample=sample))
+    monkeypatch.setattr(tutorial, "_untested", lambda: counting)
     return traced
 
 
@@ -468,12 +470,13 @@ def test_rows_of_the_iteration_compare_both_of_ours_with_every_other(monkeypatch
 
 
 def test_traces_change_nothing_but_what_is_recorded():
-    parts = sine.setup(tutorial.CONFIG)
+    parts, key = parts_of(tutorial.CONFIG), jax.random.key(0)
+    optimizer = parts.optimizer(0.01)
     run = {}
     for trace in (traces.trace_nothing, traces.traces.trace_states):
-        state, key = tutorial.start()
-        run[trace] = traces.train.train_chunk(
-            parts.objective, parts.optimizer, parts.sample, state, key, 5, trace
+        state = traces.training.init_state(parts.model, optimizer, key, 1, 1)
+        run[trace] = traces.training.train_chunk(
+            parts.objective, optimizer, parts.sample, state, key, 5, trace
         )
     (bare, none), (traced, metrics) = run.values()
     assert none.trace == ()

@@ -12,7 +12,7 @@ from experiments import memory, sine
 from experiments.memory import MemoryConfig
 from rnn_jax.io import checkpoint, records
 
-TINY = sine.SineConfig(num_steps=45, log_every=10, hidden_size=4, checkpoint_every=10)
+TINY = sine.SineConfig(train_steps=45, log_every=10, hidden_size=4, checkpoint_every=10)
 
 
 @pytest.fixture

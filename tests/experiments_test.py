@@ -12,11 +12,12 @@ from experiments import diagnose, gradient_flow, sine
 from experiments.analysis import flow_measurements
 from experiments.reports import sine as sine_report
 from experiments.setup.networks import Network
-from experiments.training.nonfinite import advice, first_nonfinite
+from experiments.training.algorithm import first_nonfinite
+from experiments.training.nonfinite import advice, describe
 from rnn_jax import training
 from rnn_jax.io import records
 
-TINY = sine.SineConfig(num_steps=30, log_every=10, hidden_size=4, trace_parameters=True)
+TINY = sine.SineConfig(train_steps=30, log_every=10, hidden_size=4, trace_parameters=True)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,10 @@ def test_a_run_says_in_three_lines_where_the_figures_are(tutorial_run):
     assert all(str(tutorial_run.workdir) in line for line in lines)
 
 
-def test_a_run_is_the_same_run_whenever_it_is_run(tutorial_run):
-    again = sine.run(TINY, write=False)
+def test_a_run_is_the_same_run_whenever_it_is_run(tutorial_run, tmp_path):
+    again = sine.run(dataclasses.replace(TINY, workdir=str(tmp_path / "again")))
     np.testing.assert_array_equal(again.history.loss, tutorial_run.history.loss)
-    other = sine.run(dataclasses.replace(TINY, seed=1), write=False)
+    other = sine.run(dataclasses.replace(TINY, seed=1, workdir=str(tmp_path / "other")))
     assert not np.array_equal(other.history.loss, tutorial_run.history.loss)
 
 
@@ -72,16 +73,18 @@ def test_training_through_the_free_run(tmp_path):
         workdir=str(tmp_path / "run"),
     )
     result = sine.run(config)
-    assert result.history.trace.states.shape == (30, 49 + 11)
+    assert result.history.trace.shape == (30, 49 + 11)
     assert result.history.loss[-5:].mean() < result.history.loss[:5].mean()
 
 
 def test_seeds_make_a_table(tmp_path, capsys):
-    config = dataclasses.replace(TINY, num_seeds=2, workdir=str(tmp_path / "run"))
+    config = dataclasses.replace(TINY, seeds=2, workdir=str(tmp_path / "run"))
     rows = sine.run_seeds(config)
-    assert json.loads((tmp_path / "run" / "seeds.json").read_text()) == rows
     assert [row["seed"] for row in rows] == [0, 1]
-    assert "| median |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "run" / "summary.txt").read_text()
+    median = np.median([row["final_loss"] for row in rows])
+    assert f"| median | {median:.1e} |" in printed
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_recorded(tmp_path):
@@ -95,24 +98,25 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_recorded(tmp_
     assert len(records.load_array(tmp_path / "run", "trace")) == rows[-1]["step"]
 
 
-def _metrics(loss, trace):
-    loss, trace = np.asarray(loss, float), np.asarray(trace, float)
-    return training.Metrics(loss.mean(axis=1), loss, np.linalg.norm(trace, axis=1), trace)
+def where_nonfinite(loss, trace):
+    loss, trace = np.asarray(loss, np.float32), np.asarray(trace, np.float32)
+    norm = np.linalg.norm(trace, axis=1)
+    return first_nonfinite(training.Metrics(loss.mean(axis=1), loss, norm, trace))
 
 
 def test_where_the_numbers_stopped_being_finite_is_said():
     good = np.ones((3, 4))
-    assert first_nonfinite(_metrics(good, good), 1) is None
+    assert [int(value) for value in where_nonfinite(good, good)] == [0, 0, 0]
     bad = good.copy()
     bad[1, 2:] = np.nan
-    step, said = first_nonfinite(_metrics(bad, good), 11)
-    assert step == 12
-    assert "time step 3" in said
+    found = where_nonfinite(bad, good)
+    assert [int(value) for value in found] == [2, 3, 0]
+    assert describe(found, np.nan) == "the loss is nan from time step 3 on"
     backward = good.copy()
     backward[2, :2] = np.inf
-    step, said = first_nonfinite(_metrics(good, backward), 11)
-    assert step == 13
-    assert "time step 2, going back" in said
+    found = where_nonfinite(good, backward)
+    assert [int(value) for value in found] == [3, 0, 2]
+    assert "time step 2, going back" in describe(found, 1.0)
     assert "lower --clip_norm" in advice(1.0)
     assert "--clip_norm=1" in advice(0.0)
 

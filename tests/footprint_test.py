@@ -14,11 +14,14 @@ from jax import lax
 import rnn_jax
 from experiments import gradient_flow, memory, sine
 from experiments.cli.options import UsageError
+from experiments.setup import host_memory
 from experiments.training import liveness, memory_check
+from experiments.training.algorithm import bptt_algorithm
+from experiments.training.loop import Schedule
 from rnn_jax import losses, objectives, training
 from rnn_jax.io import records
 from rnn_jax.tasks import sine as sine_task
-from rnn_jax.training import optim, traces
+from rnn_jax.training import optim
 
 MB = 1e6
 CELLS = {
@@ -37,12 +40,14 @@ def parts_of(cell, hidden_size, batch_size, length):
 
 
 def estimate(cell, hidden_size, batch_size, length, chunk=3):
-    return memory_check.training_bytes(
-        *parts_of(cell, hidden_size, batch_size, length),
-        batch_size=batch_size,
-        num_steps=chunk,
-        log_every=chunk,
-        trace=traces.trace_states,
+    algorithm = algorithm_of(cell, hidden_size, batch_size, length)
+    return memory_check.training_bytes(algorithm, {}, Schedule(chunk, chunk))
+
+
+def algorithm_of(cell, hidden_size, batch_size, length):
+    objective, optimizer, sample = parts_of(cell, hidden_size, batch_size, length)
+    return bptt_algorithm(
+        objective, lambda hparams: optimizer, sample, input_size=1, batch_size=batch_size
     )
 
 
@@ -149,42 +154,37 @@ def test_a_strange_config_of_a_folder_is_refused_in_one_line(changes, tmp_path):
 
 
 def test_the_limits_of_a_machine_are_read(tmp_path):
-    assert 10**6 < memory_check.available_bytes() < 10**15
-    assert memory_check._group_bytes(tmp_path) is None
+    assert 10**6 < host_memory.available_bytes() < 10**15
+    assert host_memory._group_bytes(tmp_path) is None
     for name, text in (
         ("memory.max", "1000\n"),
         ("memory.current", "700\n"),
         ("memory.stat", "anon 500\ninactive_file 200\n"),
     ):
         (tmp_path / name).write_text(text)
-    assert memory_check._group_bytes(tmp_path) == 500
+    assert host_memory._group_bytes(tmp_path) == 500
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory_check._group_bytes(tmp_path) is None
+    assert host_memory._group_bytes(tmp_path) is None
     with pytest.raises(UsageError, match=r"about 2\.0 GB of memory, and 1\.0 GB are free: lower x"):
-        memory_check.check_fits(2 * 10**9, "x", 10**9)
-    memory_check.check_fits(10**9, "x", 10**9)
+        host_memory.check_fits(2 * 10**9, "x", 10**9)
+    host_memory.check_fits(10**9, "x", 10**9)
 
 
 MEASURE = """
 import json, resource, sys
 import jax
-from experiments.training import memory_check
-from experiments.training.runner import run_training
-from rnn_jax import training
-from rnn_jax.training import traces
-from tests.footprint_test import estimate, parts_of
+from experiments.training.loop import Schedule
+from experiments.training.single import train_network
+from tests.footprint_test import algorithm_of, estimate
 
 def peak():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 def learn(cell, hidden_size, batch_size, length, chunk=3):
-    objective, optimizer, sample = parts_of(cell, hidden_size, batch_size, length)
-    init, data = jax.random.split(jax.random.key(0))
-    state = training.init_state(objective.model, optimizer, init, 1, batch_size)
-    state, history = run_training(
-        objective, optimizer, sample, state, data, num_steps=chunk, log_every=chunk
-    )
-    jax.block_until_ready(state)
+    algorithm = algorithm_of(cell, hidden_size, batch_size, length)
+    schedule = Schedule(chunk, chunk)
+    end = train_network(algorithm, {"learning_rate": 0.0}, jax.random.key(0), schedule)
+    jax.block_until_ready(end.state)
 
 cell, *shape = json.loads(sys.argv[1])
 learn(cell, shape[0], shape[1], 5)

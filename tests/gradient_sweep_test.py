@@ -18,7 +18,8 @@ from experiments import gradient_sweep
 from experiments.cli.options import UsageError
 from experiments.gradient_sweep import SweepConfig, groups_of, structures
 from experiments.reports import gradient_sweep as sweep_report
-from experiments.training import sweeping
+from experiments.training import groups as network_groups
+from experiments.training import parts as network_parts
 from rnn_jax import gradflow
 from rnn_jax.io import records
 
@@ -33,7 +34,7 @@ SMALL = SweepConfig(
     batch_size=2,
     input_size=2,
     width=2,
-    lanes=4,
+    batch_networks=4,
 )
 FILES = ("networks.jsonl", "config.json", "arrays/profile_0000.npy", "arrays/profile_0001.npy")
 ROOT = Path(__file__).parents[1]
@@ -58,7 +59,7 @@ def flags_of(config, **changes):
 def start(folder, cache, *flags):
     command = [sys.executable, "-m", "experiments.gradient_sweep", *flags_of(SMALL)]
     return subprocess.Popen(
-        [*command, f"--workdir={folder}", "--cpu_devices=2", "--lanes=4", *flags],
+        [*command, f"--workdir={folder}", "--cpu_devices=2", "--batch_networks=4", *flags],
         cwd=ROOT,
         env={**os.environ, "XDG_CACHE_HOME": str(cache), "XLA_FLAGS": "", "NPROC": "2"},
         stdout=subprocess.PIPE,
@@ -86,7 +87,7 @@ def test_one_line_a_network_with_its_settings_and_numbers(finished):
         assert ("activation" in row) == (row["cell"] == "elman")
         assert (row["predicted_slope"] is None) == (row["cell"] == "lstm")
     assert records.load_array(folder, "profile_0001").shape == (18, 20)
-    assert not (folder / sweeping.PARTS).exists()
+    assert not (folder / network_parts.PARTS).exists()
     for name in ("phase_diagram.png", "prediction.png"):
         assert (folder / name).stat().st_size > 5000
 
@@ -106,7 +107,7 @@ def test_a_line_says_what_diagnose_says(finished):
     group = groups_of(SMALL)[0]
     key = jax.random.fold_in(jax.random.key(SMALL.seed), 1)
     numbers = {"gain": 2.0, "bias_std": 0.0, "input_std": 0.5}
-    alone = jax.jit(group.fit)({k: np.float32(v) for k, v in numbers.items()}, key)
+    alone = jax.jit(group.program)({k: np.float32(v) for k, v in numbers.items()}, key)
     (row,) = (
         row
         for row in finished[1]
@@ -125,13 +126,13 @@ def test_a_line_says_what_diagnose_says(finished):
 
 @pytest.mark.slow
 def test_other_batches_and_one_device_give_the_same_bytes(finished, tmp_path):
-    run_in(tmp_path / "a", lanes=12)
+    run_in(tmp_path / "a", batch_networks=12)
     assert contents(tmp_path / "a") == contents(finished[0])
 
 
 @pytest.mark.slow
 def test_a_stopped_sweep_goes_on_and_ends_in_the_same_bytes(finished, tmp_path, monkeypatch):
-    real, count = sweeping._write_part, [0]
+    real, count = network_groups.write_part, [0]
 
     def stops(*arguments):
         count[0] += 1
@@ -139,27 +140,27 @@ def test_a_stopped_sweep_goes_on_and_ends_in_the_same_bytes(finished, tmp_path, 
             raise KeyboardInterrupt
         real(*arguments)
 
-    monkeypatch.setattr(sweeping, "_write_part", stops)
+    monkeypatch.setattr(network_groups, "write_part", stops)
     with pytest.raises(KeyboardInterrupt):
         run_in(tmp_path)
-    parts = sorted((tmp_path / sweeping.PARTS).glob("*.jsonl"))
+    parts = sorted((tmp_path / network_parts.PARTS).glob("*.jsonl"))
     assert len(parts) == 3
     # A part cut short is as good as none.
     parts[1].with_suffix(".npz").write_bytes(b"PK")
-    monkeypatch.setattr(sweeping, "_write_part", real)
-    run_in(tmp_path, lanes=8)
+    monkeypatch.setattr(network_groups, "write_part", real)
+    run_in(tmp_path, batch_networks=8)
     assert contents(tmp_path) == contents(finished[0])
 
 
 def test_a_finished_sweep_is_not_run_again(finished, monkeypatch):
-    monkeypatch.setattr(sweeping, "_run_missing", None)
+    monkeypatch.setattr(network_groups, "_run_missing", None)
     assert run_in(finished[0]) == finished[1]
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished):
     with pytest.raises(ValueError, match="seeds was 3, now 4"):
         run_in(finished[0], seeds=4)
-    assert len(sweeping.load_rows(finished[0])) == 36
+    assert len(network_parts.load_rows(finished[0])) == 36
 
 
 def test_overwrite_starts_afresh(tmp_path):
@@ -187,7 +188,7 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(tmp_path, monkeypatch
     with pytest.raises(ValueError, match=r"No space left on device.*the same command goes on"):
         run_in(tmp_path, cell="elman")
     monkeypatch.setattr(records, "write_atomically", real)
-    assert sweeping.finished(tmp_path, 18).sum() == 8
+    assert network_parts.finished(tmp_path, 18).sum() == 8
 
 
 @pytest.mark.slow
@@ -238,7 +239,7 @@ def test_axes_that_a_cell_does_not_have_are_left_out():
         ({"cell": "rnn"}, "--cell=rnn"),
         ({"leak": "2"}, "--leak=2"),
         ({"hidden_size": "1.5"}, "--hidden_size=1.5"),
-        ({"lanes": 3}, "--lanes=3"),
+        ({"batch_networks": 3}, "--batch_networks=3"),
         ({"memory_mb": 1, "hidden_size": "400"}, "--memory_mb=1: one network"),
     ],
 )
@@ -250,7 +251,7 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path, changes, said
 
 @pytest.mark.slow
 def test_memory_bounds_the_width():
-    config = dataclasses.replace(SMALL, cell="elman", hidden_size="200", width=16, lanes=0)
+    config = dataclasses.replace(SMALL, cell="elman", hidden_size="200", width=16, batch_networks=0)
     groups = groups_of(config)
     free = gradient_sweep.layout_of(config, groups)
     bounded = gradient_sweep.layout_of(dataclasses.replace(config, memory_mb=54), groups)
@@ -305,7 +306,7 @@ def test_the_critical_gain_of_a_wide_network_without_input_is_1(tmp_path):
         length="60",
         seeds=8,
         width=4,
-        lanes=8,
+        batch_networks=8,
     )
     gains = np.array([row["gain"] for row in rows]).reshape(5, 8)[:, 0]
     slopes = np.median(np.array([row["slope"] for row in rows]).reshape(5, 8), axis=1)
@@ -318,7 +319,7 @@ def test_the_critical_gain_of_a_wide_network_without_input_is_1(tmp_path):
 def test_orthogonal_networks_on_as_many_devices_as_cores_come_to_an_end(tmp_path):
     worker = start(
         tmp_path / "run", tmp_path, "--recurrent_init=orthogonal", "--hidden_size=50",
-        "--cell=elman", "--width=16", "--lanes=32", "--length=40", "--batch_size=8",
+        "--cell=elman", "--width=16", "--batch_networks=32", "--length=40", "--batch_size=8",
     )  # fmt: skip
     errors = worker.communicate(timeout=100)[1]
     assert worker.returncode == 0, errors
@@ -337,7 +338,7 @@ def test_two_processes_of_two_devices_write_what_one_writes(finished, tmp_path):
         start(
             tmp_path / "run",
             tmp_path,
-            "--lanes=8",
+            "--batch_networks=8",
             address,
             "--num_processes=2",
             f"--process_id={i}",
@@ -390,8 +391,8 @@ def test_a_cell_without_one_of_the_axes_is_left_out_of_the_map(tmp_path):
     rows = [
         {
             **group.settings,
-            **{name: float(values[lane]) for name, values in group.numbers.items()},
-            "slope": float(group.numbers["gain"][lane]) - 1,
+            **{name: float(values[lane]) for name, values in group.hparams.items()},
+            "slope": float(group.hparams["gain"][lane]) - 1,
             "horizon": 10.0,
             "verdict": "healthy",
             "predicted_slope": None,
@@ -414,7 +415,8 @@ def stopped_and_gone_on(folder, cache, processes, number):
             for index in range(processes)
         ]
         workers = [
-            start(folder, cache, "--lanes=8", *(share if processes > 1 else ())) for share in shares
+            start(folder, cache, "--batch_networks=8", *(share if processes > 1 else ()))
+            for share in shares
         ]
         if wait:
             # The first batch is done, so that there is something to go on from.

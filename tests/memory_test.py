@@ -11,9 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from experiments.training.recipes import Recipe
-from experiments.training.resuming import Safety
-from experiments.training.sweeping import Group, Layout, Work
 
 import rnn_jax
 from experiments import memory
@@ -22,7 +19,15 @@ from experiments.memory import MemoryConfig, groups_of
 from experiments.reports import memory as memory_report
 from experiments.setup.method import Method, cell_of, check_method
 from experiments.setup.presets import CURES
-from experiments.training import lanes, sweeping
+from experiments.training import groups as network_groups
+from experiments.training import loop
+from experiments.training.algorithm import Algorithm, FirstNonFinite
+from experiments.training.groups import Group, Training, Work
+from experiments.training.loop import Schedule
+from experiments.training.outcome import describe_training
+from experiments.training.parts import NETWORKS
+from experiments.training.programs import Layout
+from experiments.training.store import CheckpointOptions
 from rnn_jax import objectives, sharding, training
 from rnn_jax.io import records
 from rnn_jax.training import optim
@@ -75,22 +80,21 @@ def test_a_stopped_experiment_goes_on_and_ends_in_the_same_lines(finished, tmp_p
     config = dataclasses.replace(SMALL, workdir=str(folder))
     taught = []
 
-    def stops(work, layout, say):
+    def stops(work, layout):
         if len(taught) == 1:
             raise KeyboardInterrupt
         taught.append(work.group.settings)
-        return learn(work, layout, say)
+        return trained(work, layout)
 
-    learn = lanes.learn
-    monkeypatch.setattr(lanes, "learn", stops)
+    trained = network_groups.trained
+    monkeypatch.setattr(network_groups, "trained", stops)
     with pytest.raises(KeyboardInterrupt):
         memory.run(config)
     taught.clear()
-    monkeypatch.setattr(lanes, "learn", lambda *work: taught.append(1) or learn(*work))
+    monkeypatch.setattr(network_groups, "trained", lambda *work: taught.append(1) or trained(*work))
     memory.run(config)
     assert len(taught) == 1
-    name = sweeping.NETWORKS
-    assert (folder / name).read_bytes() == (finished[0] / name).read_bytes()
+    assert (folder / NETWORKS).read_bytes() == (finished[0] / NETWORKS).read_bytes()
 
 
 def test_a_network_learns_as_it_would_alone(finished):
@@ -102,7 +106,7 @@ def test_a_network_learns_as_it_would_alone(finished):
         if (row["cure"], row["length"], row["learning_rate"], row["seed"])
         == ("orthogonal", 8, 0.03, 1)
     )
-    settings = memory.cured(SMALL, "orthogonal")
+    settings = memory.apply_preset(SMALL, "orthogonal")
     task = memory.TASKS["adding"](8, 4)
     model = rnn_jax.last_only(cell_of(settings, 8), task.output_size)
     optimizer = optim.recorded(optax.adam(0.03))
@@ -117,49 +121,58 @@ def test_a_network_learns_as_it_would_alone(finished):
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def counting_group(ends, num_steps=12, test_every=3):
+def counting_work(ends, num_steps=12, test_every=3):
     """Networks whose state counts their steps; each solves its task, or diverges, when told."""
 
-    def init(numbers, key):
+    def init(hparams, key):
         del key
-        return {"count": jnp.zeros(()), "marker": numbers["solves"]}
+        return {"count": jnp.zeros(()), "solves": hparams["solves"]}
 
-    def teach(learner, key):
+    def train_chunk(hparams, state, key, size):
         del key
-        numbers, state = learner
-        steps = state["count"] + 1 + jnp.arange(test_every)
-        loss = jnp.where(steps == numbers["breaks"], jnp.nan, 1 / steps)
-        new = {**state, "count": steps[-1]}
-        return new, {
-            "loss": loss,
-            "gradient_norm": jnp.ones(test_every),
-            "nonfinite_step": jnp.where(jnp.isnan(loss), 2, 0),
-            "traces": jnp.full(5, steps[-1]),
-            "test_loss": 1 / steps[-1],
-            "wrong": jnp.where(steps[-1] >= numbers["solves"], 0.0, 1.0),
+        steps = state["count"] + 1 + jnp.arange(size)
+        broken = steps == hparams["breaks"]
+        loss = jnp.where(broken, jnp.nan, 1 / steps)
+        at = jnp.where(jnp.any(broken), 1 + jnp.argmax(broken), 0)
+        where = FirstNonFinite(at, 0 * at, 2 * jnp.sign(at))
+        metrics = {
+            "loss": jnp.mean(loss, keepdims=True),
+            "gradient_norm": jnp.ones(1),
+            "worst_norm": jnp.ones(1),
+            "traces": jnp.full((1, 5), steps[-1]),
         }
+        return {**state, "count": steps[-1]}, metrics, where
 
-    def flow(learner, key):
+    def evaluate(state, key):
         del key
-        count = learner[1]["count"]
-        return {"log_norms": jnp.full((5, 2), count), "exponent": count}
+        wrong = jnp.where(state["count"] >= state["solves"], 0.0, 1.0)
+        return {"test_loss": 1 / state["count"], "wrong": wrong}
 
-    recipe = Recipe(init, teach, flow, None, (), num_steps, test_every, solved_wrong=0.01)
-    numbers = {name: np.array(values, np.float32) for name, values in ends.items()}
-    count = len(numbers["solves"])
-    group = Group({}, numbers, np.arange(count), recipe, lanes.describe(0.01))
-    keys = jax.random.split(jax.random.key(0), count)
-    nowhere = Path("no checkpoints")
-    return Work(group, numbers, keys, np.arange(count), nowhere, Safety(), lambda: False)
+    def measure(state, key):
+        del key
+        return {"log_norms": jnp.full((5, 2), state["count"]), "exponent": state["count"]}
+
+    schedule = Schedule(
+        num_steps, test_every, is_solved=lambda results: results["wrong"][:, -1] <= 0.01
+    )
+    program = Training(Algorithm(init, train_chunk, evaluate, measure), schedule)
+    hparams = {name: np.array(values, np.float32) for name, values in ends.items()}
+    count = len(hparams["solves"])
+    describe = describe_training(0.01, (loop.START, loop.END))
+    group = Group({}, hparams, np.arange(count), program, describe)
+    news = []
+    work = Work(
+        group, 0, np.arange(count), Path("no checkpoints"), CheckpointOptions(), bool, news.append
+    )
+    return work, news
 
 
 def test_a_network_stays_as_it_was_when_it_solved_its_task_or_diverged():
     """Tests are at 3, 6, 9 and 12 steps: one solves it at 5, one breaks at 8, one does neither."""
-    work = counting_group({"solves": [5, 99, 99], "breaks": [99, 8, 99]})
-    layout = Layout(2, 4, sharding.lanes_mesh())
-    news = []
-    (part,) = lanes.learn(work, layout, news.append)
-    found = part.results
+    work, news = counting_work({"solves": [5, 99, 99], "breaks": [99, 8, 99]})
+    layout = Layout(2, 4, sharding.lanes_mesh(jax.devices()[:2]))
+    (batch,) = network_groups.trained(work, layout)
+    found = batch.results
     np.testing.assert_array_equal(found["steps"], [6, 9, 12])
     np.testing.assert_array_equal(found["exponent_end"], [6, 6, 12])
     np.testing.assert_array_equal(found["exponent_start"], [0, 0, 0])
@@ -168,9 +181,9 @@ def test_a_network_stays_as_it_was_when_it_solved_its_task_or_diverged():
     np.testing.assert_allclose(found["test_loss"][0], 1 / np.array([3, 6, 6, 6]))
     np.testing.assert_allclose(found["test_loss"][2], 1 / np.array([3, 6, 9, 12]))
     assert np.isnan(found["loss"][1]).tolist() == [False, False, True, True]
-    describe = lanes.describe(0.01)
     lines = [
-        describe({}, {name: values[lane] for name, values in found.items()})[0] for lane in range(3)
+        work.group.describe({}, {name: values[lane] for name, values in found.items()})[0]
+        for lane in range(3)
     ]
     assert [line["solved"] for line in lines] == [True, False, False]
     assert [line["diverged_step"] for line in lines] == [None, 8, None]
@@ -179,12 +192,12 @@ def test_a_network_stays_as_it_was_when_it_solved_its_task_or_diverged():
 
 
 def test_training_ends_when_nobody_is_left():
-    work = counting_group({"solves": [2, 4], "breaks": [99, 99]})
-    news = []
-    (part,) = lanes.learn(work, Layout(2, 4, sharding.lanes_mesh()), news.append)
+    work, news = counting_work({"solves": [2, 4], "breaks": [99, 99]})
+    layout = Layout(2, 4, sharding.lanes_mesh(jax.devices()[:2]))
+    (batch,) = network_groups.trained(work, layout)
     assert news[-1].startswith("iteration 6 of 12")
     # Curves keep their length, for networks of other groups to stand beside.
-    np.testing.assert_allclose(part.results["test_loss"], [[1 / 3] * 4, [1 / 3] + [1 / 6] * 3])
+    np.testing.assert_allclose(batch.results["test_loss"], [[1 / 3] * 4, [1 / 3] + [1 / 6] * 3])
 
 
 @pytest.mark.parametrize("cure", CURES)
@@ -195,19 +208,19 @@ def test_every_cure_trains(cure):
     )
     names = {field.name for field in dataclasses.fields(Method)}
     assert set(CURES[cure].settings) <= names
-    recipe = groups_of(config)[0].fit
-    numbers = {"learning_rate": jnp.float32(0.1)}
+    algorithm, schedule = groups_of(config)[0].program
+    hparams = {"learning_rate": jnp.float32(0.1)}
     key = jax.random.key(0)
-    state = jax.eval_shape(recipe.init, numbers, key)
-    new, found = jax.eval_shape(recipe.train, (numbers, state), key)
+    state = jax.eval_shape(algorithm.init, hparams, key)
+    new, _, _ = jax.eval_shape(lambda s: algorithm.train_chunk(hparams, s, key, 2), state)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
     )
-    assert found["wrong"].shape == ()
-    assert (recipe.floss is not None) == cure.startswith("floss")
-    if recipe.floss is not None:
-        assert 0 in recipe.floss_at
-        flossed = jax.eval_shape(recipe.floss, (numbers, state), key)
+    assert jax.eval_shape(algorithm.evaluate, state, key)["wrong"].shape == ()
+    assert (algorithm.intervene is not None) == cure.startswith("floss")
+    if algorithm.intervene is not None:
+        assert 0 in schedule.intervene_at
+        flossed = jax.eval_shape(algorithm.intervene, state, key)
         assert jax.tree.structure(flossed) == jax.tree.structure(state)
 
 
@@ -216,16 +229,14 @@ def program_of(cure):
     config = MemoryConfig(
         cures=cure, length="60", hidden_size=20, floss_burn_in=2, floss_length=5, test_every=2
     )
-    recipe = groups_of(config)[0].fit
-    numbers = {"learning_rate": jnp.float32(0.1)}
+    algorithm = groups_of(config)[0].program.algorithm
+    hparams = {"learning_rate": jnp.float32(0.1)}
     key = jax.random.key(0)
-    state = jax.eval_shape(recipe.init, numbers, key)
-    programs = [jax.make_jaxpr(recipe.init)(numbers, key)]
-    programs += [
-        jax.make_jaxpr(program)((numbers, state), key)
-        for program in (recipe.train, recipe.floss)
-        if program is not None
-    ]
+    state = jax.eval_shape(algorithm.init, hparams, key)
+    programs = [jax.make_jaxpr(algorithm.init)(hparams, key)]
+    programs.append(jax.make_jaxpr(lambda s: algorithm.train_chunk(hparams, s, key, 2))(state))
+    if algorithm.intervene is not None:
+        programs.append(jax.make_jaxpr(algorithm.intervene)(state, key))
     return re.sub("0x[0-9a-f]+", "", "".join(map(str, programs)))
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.training import sweeping
+from experiments.training import parts
 from rnn_jax.io import records
 
 FEW = settings(
@@ -181,7 +181,7 @@ def test_json_that_is_no_object_of_finite_numbers(name, folder):
     good = b'{"network": 0}\n'
     for file, load in (
         (records.METRICS, records.load_metrics),
-        (sweeping.NETWORKS, sweeping.load_rows),
+        (parts.NETWORKS, parts.load_rows),
     ):
         (folder / file).write_bytes(good + BAD_JSON[name] + b"\n" + good)
         assert f"{folder / file}, line 2" in refused(load, folder)
@@ -203,8 +203,8 @@ def test_escapes_are_not_repeated(folder):
     ],
 )
 def test_lines_of_a_sweep_that_are_of_no_network(lines, said, folder):
-    (folder / sweeping.NETWORKS).write_text(lines + "\n")
-    assert said in refused(sweeping.load_rows, folder)
+    (folder / parts.NETWORKS).write_text(lines + "\n")
+    assert said in refused(parts.load_rows, folder)
 
 
 # Sizes, and what is no file.
@@ -212,7 +212,7 @@ def test_lines_of_a_sweep_that_are_of_no_network(lines, said, folder):
 LOADERS = {
     records.CONFIG: lambda folder: records.load_config(folder),
     records.METRICS: lambda folder: records.load_metrics(folder),
-    sweeping.NETWORKS: lambda folder: sweeping.load_rows(folder),
+    parts.NETWORKS: lambda folder: parts.load_rows(folder),
     "arrays/a.npy": lambda folder: records.load_array(folder, "a"),
     "arrays/a.npz": lambda folder: records.load_tree(folder, "a", {"x": np.zeros(3)}),
 }
@@ -320,7 +320,7 @@ def any_json_is_read_or_refused(folder, value, flips, cut):
     for file, load in (
         (records.CONFIG, records.load_config),
         (records.METRICS, records.load_metrics),
-        (sweeping.NETWORKS, sweeping.load_rows),
+        (parts.NETWORKS, parts.load_rows),
     ):
         (folder / file).write_bytes(text)
         said = refused(load, folder)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,11 +19,12 @@ from experiments import digits, memory, series, sine
 from experiments.cli import signals
 from experiments.cli.options import UsageError
 from experiments.memory import MemoryConfig
-from experiments.training import nonfinite, resuming
+from experiments.training import loop, nonfinite, single, store
+from experiments.training.algorithm import FirstNonFinite
 from experiments.training.nonfinite import NonFinite
 from rnn_jax.io import checkpoint, records
 
-TINY = sine.SineConfig(num_steps=45, log_every=10, hidden_size=4, checkpoint_every=10)
+TINY = sine.SineConfig(train_steps=45, log_every=10, hidden_size=4, checkpoint_every=10)
 
 
 def contents(folder):
@@ -71,7 +73,7 @@ def test_a_signal_ends_the_chunk_and_the_run_goes_on_from_there(whole, tmp_path,
         stop_at(patch, 20, interrupt)
         with pytest.raises(signals.Interrupted, match="stopped after iteration 30 of 45"):
             sine.run(config)
-    assert checkpoint.steps(tmp_path / "run" / resuming.CHECKPOINTS) == [30]
+    assert checkpoint.steps(tmp_path / "run" / store.CHECKPOINTS) == [30]
     sine.run(config)
     assert contents(tmp_path / "run") == whole
 
@@ -85,7 +87,7 @@ def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(
         stop_at(patch, 40, crash)
         with pytest.raises(KeyboardInterrupt):
             sine.run(config)
-    folder = tmp_path / "run" / resuming.CHECKPOINTS
+    folder = tmp_path / "run" / store.CHECKPOINTS
     assert checkpoint.steps(folder) == [10, 20, 30]
     next((folder / "000000000030").rglob("_METADATA")).write_text("")
     with (tmp_path / "run" / records.METRICS).open("a") as file:
@@ -110,23 +112,19 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
         sine.run(config)
 
 
-def test_a_table_of_seeds_goes_on_after_the_last_finished(tmp_path, monkeypatch):
-    config = dataclasses.replace(TINY, num_seeds=2, workdir=str(tmp_path / "run"))
-    whole = sine.run_seeds(dataclasses.replace(config, workdir=str(tmp_path / "whole")))
-    run, seeds = sine.run, []
-
-    def running(config, write):
-        seeds.append(config.seed)
-        if len(seeds) == 1:
-            interrupt()
-        return run(config, write)
-
-    monkeypatch.setattr(sine, "run", running)
-    with pytest.raises(signals.Interrupted, match="stopped after 1 of 2 seeds"):
-        sine.run_seeds(config)
-    assert sine.run_seeds(config) == whole
-    assert seeds == [0, 1]
-    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+def test_seeds_side_by_side_are_the_networks_of_runs_of_their_own(whole, tmp_path):
+    """The seed of `whole` among others: the same losses, to rounding, and the same test."""
+    config = dataclasses.replace(TINY, seeds=3, workdir=str(tmp_path / "table"))
+    rows = sine.run_seeds(config)
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    losses = records.load_array(tmp_path / "table", "loss_0000")
+    for seed in (0, 2):
+        alone = sine.run(
+            dataclasses.replace(TINY, seed=seed, workdir=str(tmp_path / f"alone{seed}"))
+        )
+        np.testing.assert_allclose(losses[seed], alone.history.loss, rtol=1e-4)
+        assert rows[seed]["carried_error"] == pytest.approx(alone.carried.error, rel=1e-3)
+        assert rows[seed]["warmed_error_1000"] == pytest.approx(alone.warmed.mean(), rel=1e-3)
 
 
 FEW = {"hidden_size": 5, "batch_size": 4, "train_steps": 12, "test_every": 3, "seeds": 3}
@@ -134,6 +132,10 @@ SIDE_BY_SIDE = {
     "memory": (memory, MemoryConfig(length="8", **FEW)),
     "digits": (digits, digits.DigitsConfig(**FEW)),
     "series": (series, series.SeriesConfig(length=24, season=12, **FEW)),
+    "sine": (
+        SimpleNamespace(run=sine.run_seeds),
+        sine.SineConfig(train_steps=12, log_every=3, hidden_size=5, seeds=3),
+    ),
 }
 
 
@@ -152,22 +154,22 @@ def test_networks_side_by_side_go_on_within_their_group(name, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", saving)
-        with pytest.raises(signals.Interrupted, match="stopped at iteration 9 of 12"):
+        with pytest.raises(signals.Interrupted, match="stopped after iteration 9 of 12"):
             experiment.run(config)
     experiment.run(config)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
-    assert not (tmp_path / "run" / resuming.CHECKPOINTS).exists()
+    assert not (tmp_path / "run" / store.CHECKPOINTS).exists()
 
 
 def test_the_line_to_go_on_with():
     words = ["python", "-m", "x", "--workdir=a b", "--overwrite", "--noresume"]
-    said = signals.command_to_go_on(words, ["overwrite", "resume", "seed"])
+    said = signals.command_to_resume(words, ["overwrite", "resume", "seed"])
     assert said == "python -m x '--workdir=a b' --nooverwrite --resume"
-    assert signals.command_to_go_on(words, ["seed"]) == "python -m x '--workdir=a b'"
+    assert signals.command_to_resume(words, ["seed"]) == "python -m x '--workdir=a b'"
 
 
 EXPLODING = sine.SineConfig(
-    num_steps=6,
+    train_steps=6,
     log_every=2,
     hidden_size=16,
     init="orthogonal",
@@ -205,27 +207,28 @@ def test_a_gradient_that_explodes_stops_the_run_and_is_followed(tmp_path):
 def test_a_run_goes_back_to_where_it_would_have_undisturbed(tmp_path, monkeypatch, kind, bad, back):
     """Not to an early checkpoint, nor to one whose very next iteration fails."""
     config = dataclasses.replace(TINY, log_every=5, on_nonfinite="restore", restore_factor=0.5)
-    first = nonfinite.first_nonfinite
-    failed = []
+    settled, failed = loop._settled, []
 
-    def failing(metrics, first_step):
-        if not failed and first_step <= bad < first_step + len(metrics.loss):
+    def failing(programs, now, first, results, where):
+        now, found = settled(programs, now, first, results, where)
+        if not failed and first < bad <= first + now.chunks[-1]["loss"].shape[1]:
             failed.append(bad)
-            return nonfinite.Beginning(bad, "made up")
-        return first(metrics, first_step)
+            found = FirstNonFinite(bad - first, 1, 0)
+        return now, found
 
-    monkeypatch.setattr(nonfinite, "first_nonfinite", failing)
+    monkeypatch.setattr(loop, "_settled", failing)
     monkeypatch.setattr(nonfinite, "examine", lambda *_: "")
     starts = []
-    take_up = resuming.take_up
+    started = single._started
 
-    def taking_up(*arguments):
-        starts.append(take_up(*arguments))
-        return starts[-1]
+    def starting(*arguments):
+        now, saved = started(*arguments)
+        starts.append(now.iteration)
+        return now, saved
 
-    monkeypatch.setattr(resuming, "take_up", taking_up)
+    monkeypatch.setattr(single, "_started", starting)
     sine.run(dataclasses.replace(config, workdir=str(tmp_path / "whole")))
-    assert [start.done for start in starts] == [0, back]
+    assert starts == [0, back]
     failed.clear()
     stopped = dataclasses.replace(config, workdir=str(tmp_path / "run"))
     with monkeypatch.context() as patch:
@@ -279,7 +282,7 @@ def test_a_run_that_diverges_is_saved_by_smaller_steps(tmp_path):
 def started(folder, *flags):
     command = (
         *(sys.executable, "-m", "experiments.sine", f"--workdir={folder}"),
-        *("--num_steps=60000", "--log_every=1000", "--hidden_size=32", "--checkpoint_every=2000"),
+        *("--train_steps=60000", "--log_every=1000", "--hidden_size=32", "--checkpoint_every=2000"),
         *flags,
     )
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -320,7 +323,7 @@ def test_sigterm_ends_with_a_code_of_its_own_and_the_line_to_go_on(tmp_path):
     assert "--overwrite" not in line.split()
     again = subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
-    assert re.search(r"taken up after iteration \d+000", again.stderr)
+    assert re.search(r"resumed after iteration \d+000", again.stderr)
     rows = records.load_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(1000, 60001, 1000))
 
@@ -344,7 +347,7 @@ def test_networks_side_by_side_survive_kills_within_a_group(tmp_path):
         worker = started(tmp_path / "run")
         # Further than the one before it, so that there is something to go on from.
         deadline = time.monotonic() + 100
-        folder = tmp_path / "run" / resuming.CHECKPOINTS / "0000"
+        folder = tmp_path / "run" / store.CHECKPOINTS / "0000"
         while time.monotonic() < deadline and worker.poll() is None:
             steps = checkpoint.steps(folder) if folder.exists() else []
             if steps and (not stood or steps[-1] > stood[-1]):

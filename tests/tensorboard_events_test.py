@@ -11,10 +11,9 @@ import pytest
 from experiments import sine
 from experiments.cli.options import UsageError
 from experiments.training.tensorboard_events import FOLDER, events
-from rnn_jax import training
 from rnn_jax.io import records
 
-TINY = sine.SineConfig(num_steps=30, log_every=10, hidden_size=4, tensorboard=True)
+TINY = sine.SineConfig(train_steps=30, log_every=10, hidden_size=4, tensorboard=True)
 
 
 needs_tensorboard = pytest.mark.skipif(
@@ -38,16 +37,16 @@ def read_back(workdir):
 
 def metrics(loss, norms):
     loss, norms = np.asarray(loss), np.asarray(norms)
-    return training.Metrics(loss, np.tile(loss[:, None], norms.shape[1]), 2 * loss, norms)
+    return {"loss": loss[None], "gradient_norm": 2 * loss[None], "trace": norms[None]}
 
 
 @needs_tensorboard
 def test_what_is_told_is_what_tensorboard_reads(tmp_path):
     rng = np.random.default_rng(0)
     losses, norms = np.exp(rng.normal(size=4)), np.exp(rng.normal(size=(4, 20)))
-    with events(tmp_path, 4) as tell:
+    with events(tmp_path, 4) as log:
         for done in (2, 4):
-            tell(done, metrics(losses[done - 2 : done], norms[done - 2 : done]))
+            log(done, metrics(losses[done - 2 : done], norms[done - 2 : done]))
     found = read_back(tmp_path)
     for tag, wanted in (("loss", losses), ("gradient_norm", 2 * losses)):
         assert [step for step, _ in found[tag]] == [2, 4]
@@ -82,8 +81,8 @@ def test_a_run_tells_what_it_records(tmp_path):
 
 @needs_tensorboard
 def test_zeros_and_what_is_not_finite_leave_the_rest_readable(tmp_path):
-    with events(tmp_path, 2) as tell:
-        tell(2, metrics([1.0, np.nan], [[1.0, 1.0, 1.0], [0.0, np.inf, np.e]]))
+    with events(tmp_path, 2) as log:
+        log(2, metrics([1.0, np.nan], [[1.0, 1.0, 1.0], [0.0, np.inf, np.e]]))
     found = read_back(tmp_path)
     assert np.isnan(found["loss"][0][1])
     buckets = found["gradient/log_norms"][0][1]
@@ -98,8 +97,8 @@ def test_a_run_started_anew_drops_what_was_told_and_one_that_goes_on_adds_to_it(
         (2, 4.0, [(2, 5.0), (4, 4.0)]),
         (0, 3.0, [(2, 3.0)]),
     ):
-        with events(tmp_path, 1000) as tell:
-            tell(first + 2, metrics([loss, loss], np.ones((2, 3))))
+        with events(tmp_path, 1000) as log:
+            log(first + 2, metrics([loss, loss], np.ones((2, 3))))
         found = read_back(tmp_path)
         assert sorted((step, float(loss)) for step, loss in found["loss"]) == wanted
         assert "gradient/profile" not in found  # a tenth of the run has not passed
@@ -122,16 +121,16 @@ def test_without_tensorboard_nothing_starts_and_the_extra_is_named(tmp_path, mon
 
 
 def test_event_files_are_of_one_run(tmp_path):
-    config = dataclasses.replace(TINY, num_seeds=2, workdir=str(tmp_path / "run"))
-    with pytest.raises(UsageError, match="--num_seeds=2"):
+    config = dataclasses.replace(TINY, seeds=2, workdir=str(tmp_path / "run"))
+    with pytest.raises(UsageError, match="--seeds=2"):
         sine.run_seeds(config)
 
 
 @needs_tensorboard
 def test_of_a_file_that_a_kill_cut_short_all_whole_records_are_read(tmp_path):
-    with events(tmp_path, 6) as tell:
+    with events(tmp_path, 6) as log:
         for done in (2, 4, 6):
-            tell(done, metrics(np.full(2, done), np.ones((2, 5))))
+            log(done, metrics(np.full(2, done), np.ones((2, 5))))
     (path,) = (tmp_path / FOLDER).glob("events.*")
     path.write_bytes(path.read_bytes()[:-100])
     assert [step for step, _ in read_back(tmp_path)["loss"]] == [2, 4, 6]

@@ -11,7 +11,7 @@ from experiments.data import calendar_dates
 from rnn_jax.io.reading import shown
 from rnn_jax.io.tables import numbers, read_table
 
-SUNSPOTS = Path(__file__).parent / "data" / "sunspots_monthly.csv"
+SUNSPOTS = Path(__file__).parent / "sunspots_monthly.csv"
 
 
 class Series(NamedTuple):

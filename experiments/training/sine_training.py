@@ -176,7 +176,6 @@ def train_one(config: SineConfig, workdir: Path | None) -> Result:
         skipped=int(optax.tree.get(end.state.opt_state, "total_notfinite", default=0)),
     )
     if workdir is not None:
-        history.save(workdir, result.history)
         records.save_tree(workdir, "params_end", params)
         records.save_array(workdir, "free_run_errors", result.warmed)
         records.save_array(workdir, "closed_loop_exponents", result.exponents)

@@ -148,7 +148,7 @@ def _train(
         catch_signals() if watched else contextlib.nullcontext(lambda: False) as should_stop,
         progress(schedule.num_steps, shown=workdir is not None) as report,
     ):
-        return loop.train(
+        end = loop.train(
             programs,
             now,
             schedule,
@@ -164,6 +164,9 @@ def _train(
                 should_stop=should_stop,
             ),
         )
+    if workdir is not None:
+        history.save(workdir, history.history_of(loop.joined(end.chunks)))
+    return end
 
 
 def _started(
