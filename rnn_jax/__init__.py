@@ -4,7 +4,11 @@ A cell is a `Cell`, a NamedTuple of pure functions; `unroll` runs it over a sequ
 adjoints dL/ds_t of the backward pass; `gradflow` measures with them.
 """
 
-from rnn_jax import bridge, initializers
+import importlib
+import sys
+from typing import Any
+
+from rnn_jax import initializers
 from rnn_jax.bidirectional import (
     Bidirectional,
     Directions,
@@ -45,7 +49,10 @@ from rnn_jax.model import (
     last_only,
     sequence_model,
 )
+from rnn_jax.moved import MOVED, OldNames
 from rnn_jax.unroll import plain_unroll, unroll, zero_perturbations
+
+__version__ = "0.2.0"
 
 __all__ = [
     "Affine",
@@ -88,3 +95,36 @@ __all__ = [
     "variational_dropout",
     "zero_perturbations",
 ]
+
+LAZY = (
+    "bptt",
+    "bridge",
+    "gradflow",
+    "io",
+    "losses",
+    "norms",
+    "objectives",
+    "plots",
+    "sharding",
+    "sweep",
+    "tasks",
+    "training",
+)
+"""Modules that are imported when they are first asked for: with Flax, Orbax and matplotlib, which
+some of them need, `import rnn_jax` would take twice as long."""
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a module of `LAZY`, or one that goes by an old name."""
+    if name in LAZY or name in MOVED:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names, those that are imported later included."""
+    return sorted({*__all__, *LAZY, "__version__"})
+
+
+if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
+    sys.meta_path.append(OldNames())

@@ -29,6 +29,7 @@ ALLOWED = {
     "plots": set(),
     "io": {"plots"},
     "sharding": set(),
+    "moved": set(),
 }
 """What each module or package of rnn_jax may import of rnn_jax, itself apart."""
 

@@ -1,7 +1,10 @@
 """What a user finds in the package and beside it: public names, types, version, citation."""
 
 import ast
+import importlib
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 import rnn_jax
 from rnn_jax import gradflow
+from rnn_jax.moved import MOVED
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -29,6 +33,8 @@ def test_every_name_that_a_package_gives_is_public_and_there(folder):
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     ]
+    # Of the imports that make lazy and old names work.
+    given = [name for name in given if name not in ("Any", "MOVED", "OldNames", "annotations")]
     assert sorted(given) == sorted(public[0] if public else [])
 
 
@@ -54,7 +60,43 @@ def test_types_are_shipped():
 def test_every_place_says_the_same_version_and_licence():
     citation = dict(re.findall(r"^([\w-]+): (.+)$", (ROOT / "CITATION.cff").read_text(), re.M))
     assert citation["cff-version"] == "1.2.0"
-    assert citation["version"] == PROJECT["version"]
+    assert citation["version"] == rnn_jax.__version__
     assert citation["license"] == PROJECT["license"] == "Apache-2.0"
-    assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{rnn_jax.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
     assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()
+
+
+IMPORTED = """
+import sys
+import rnn_jax
+heavy = ("flax", "optax", "orbax", "matplotlib", "rich", "absl", "rnn_jax.bridge")
+print([name for name in heavy if name in sys.modules])
+rnn_jax.bridge
+print("flax" in sys.modules)
+"""
+
+
+def test_importing_the_package_imports_no_more_than_jax():
+    """Flax, Orbax and matplotlib would double the time; they come when a module is asked for."""
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPORTED], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split("\n")[:2] == ["[]", "True"]
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_modules_of_the_version_before_are_found_under_their_old_names(old, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"rnn_jax.{old}", raising=False)
+    with pytest.warns(DeprecationWarning, match=f"rnn_jax.{old} is now rnn_jax.{MOVED[old]};"):
+        found = importlib.import_module(f"rnn_jax.{old}")
+    new = importlib.import_module(f"rnn_jax.{MOVED[old]}")
+    names = [name for name in vars(new) if not name.startswith("__")]
+    assert names
+    assert all(getattr(found, name) is getattr(new, name) for name in names)
+
+
+def test_a_module_that_never_was_is_not_found():
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("rnn_jax.trian")
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = rnn_jax.trian
