@@ -31,13 +31,15 @@ from experiments.cli.options import check, launch, option
 from experiments.cli.run_folder import open_run_folder
 from experiments.cli.start_jax import use_compilation_cache
 from experiments.reports.gradient_flow import power_of_ten, save_figures
-from experiments.setup.networks import (
-    CELLS,
+from experiments.setup.cells import (
+    CELL_ARGS_HELP,
+    CELL_HELP,
     RECURRENT_INITS,
-    Network,
-    fresh_network,
+    cell_arguments,
+    factory_named,
     make_cell,
 )
+from experiments.setup.networks import Network, fresh_network
 from rnn_jax import gradflow, plots
 from rnn_jax.cells import ACTIVATIONS
 from rnn_jax.io import records
@@ -47,7 +49,8 @@ from rnn_jax.io import records
 class FlowConfig:
     """Settings of one picture; see `--help`."""
 
-    cell: str = option("elman", "the recurrent cell", choices=CELLS)
+    cell: str = option("elman", f"the recurrent cell: {CELL_HELP}")
+    cell_args: str = option("", CELL_ARGS_HELP)
     activation: str = option("tanh", "of an elman or leaky cell", choices=tuple(ACTIVATIONS))
     hidden_size: int = option(64, "H, number of hidden units", minimum=1)
     recurrent_init: str = option("gaussian", "how W is drawn", choices=tuple(RECURRENT_INITS))
@@ -86,12 +89,18 @@ def network_of(config: FlowConfig, gain: float | None = None) -> Network:
     """The network that the settings describe, at another gain if one is given."""
     if config.run and gain is None:
         return network_of_run(config.run, config.moment)
+    factory = factory_named(config.cell)
+    arguments = cell_arguments(factory, config.cell_args)
     cell = make_cell(
-        config.cell,
+        factory,
         config.hidden_size,
-        config.activation,
-        config.recurrent_init,
-        config.gain if gain is None else gain,
+        {
+            "gain": config.gain if gain is None else gain,
+            **{name: values[0] for name, values in arguments.numbers.items()},
+        },
+        activation=config.activation,
+        recurrent_init=config.recurrent_init,
+        fixed=arguments.fixed,
     )
     return fresh_network(
         cell, config.seed, config.length, config.batch_size, config.input_std, config.loss

@@ -42,9 +42,17 @@ from experiments.cli.run_folder import settings_of
 from experiments.cli.start_jax import use_compilation_cache
 from experiments.reports import gradient_sweep as sweep_report
 from experiments.reports.summary import write_summary
-from experiments.setup.networks import CELL_HPARAMS, CELLS, RECURRENT_INITS, WITH_ACTIVATION
+from experiments.setup.cells import (
+    CELL_ARGS_HELP,
+    CELL_HELP,
+    RECURRENT_INITS,
+    cell_arguments,
+    cell_hparams,
+    factory_named,
+    known_arguments,
+)
 from experiments.setup.run import FolderConfig
-from experiments.setup.tasks import OPTIMIZERS, TASKS
+from experiments.setup.tasks import OPTIMIZERS, TASK_HELP, task_named
 from experiments.training import parts
 from experiments.training.groups import Group, run_groups
 from experiments.training.outcome import describe_training
@@ -54,6 +62,7 @@ from experiments.training.side_by_side import width_within
 from experiments.training.sweep_training import STAGES, predict, sweep_training
 from rnn_jax import sharding, sweep
 from rnn_jax.cells import ACTIVATIONS
+from rnn_jax.cells.registry import takes
 from rnn_jax.io import records
 
 
@@ -68,7 +77,8 @@ class SweepConfig(FolderConfig):
     forget_bias: str = option("1", "axis: an lstm's initial forget-gate bias")
     learning_rate: str = option("0.001", "axis: step size, with training")
     clip_norm: str = option("0", "axis: bound on the gradient's global norm; 0 for none")
-    cell: str = option("elman", f"axis: {', '.join(CELLS)}")
+    cell: str = option("elman", f"axis: {CELL_HELP}")
+    cell_args: str = option("", CELL_ARGS_HELP)
     activation: str = option("tanh", f"axis: of elman and leaky cells; {', '.join(ACTIVATIONS)}")
     recurrent_init: str = option("gaussian", f"axis: how W is drawn; {', '.join(RECURRENT_INITS)}")
     hidden_size: str = option("64", "axis: H, number of hidden units")
@@ -78,7 +88,7 @@ class SweepConfig(FolderConfig):
     batch_size: int = option(4, "B, sequences of each network", minimum=1)
     input_size: int = option(16, "D, white inputs of each network without training", minimum=1)
     train_steps: int = option(0, "training iterations of each network; 0 for none", minimum=0)
-    task: str = option("sine", "what is learned", choices=tuple(TASKS))
+    task: str = option("sine", f"what is learned: {TASK_HELP}")
     optimizer: str = option("adam", "with training", choices=tuple(OPTIMIZERS))
     width: int = option(
         sweep.WIDTH, "networks side by side in a block; rounding may differ with it", minimum=1
@@ -121,21 +131,27 @@ class SweepConfig(FolderConfig):
 def structures(config: SweepConfig) -> list[Row]:
     """The settings of each group: every combination of what changes the program."""
     found: list[Row] = []
+    cells = axes.distinct_words("cell", config.cell)
+    factories = {cell: factory_named(cell) for cell in cells}
+    arguments = dict(
+        zip(cells, known_arguments(list(factories.values()), config.cell_args), strict=True)
+    )
     for cell, activation, recurrent_init, hidden_size, length in itertools.product(
-        axes.words("cell", config.cell, CELLS),
+        cells,
         axes.words("activation", config.activation, tuple(ACTIVATIONS)),
         axes.words("recurrent_init", config.recurrent_init, tuple(RECURRENT_INITS)),
         axes.whole_numbers("hidden_size", config.hidden_size, minimum=1),
         axes.whole_numbers("length", config.length, minimum=1),
     ):
+        factory = factories[cell]
         settings: Row = {"cell": cell}
-        if cell in WITH_ACTIVATION:
+        if takes(factory, "activation"):
             settings["activation"] = activation
-        settings |= {
-            "recurrent_init": recurrent_init,
-            "hidden_size": hidden_size,
-            "length": length,
-        }
+        if takes(factory, "recurrent_init"):
+            settings["recurrent_init"] = recurrent_init
+        if arguments[cell]:
+            settings["cell_args"] = arguments[cell]
+        settings |= {"hidden_size": hidden_size, "length": length}
         # A gated cell has no choice of activation: it is there once.
         if settings not in found:
             found.append(settings)
@@ -168,8 +184,11 @@ def groups_of(config: SweepConfig) -> list[Group]:
     extra = ("learning_rate", "clip_norm") if config.train_steps else ("input_std",)
     groups = []
     for settings in structures(config):
-        names = [*CELL_HPARAMS[settings["cell"]], *extra]
-        grid = np.array(list(itertools.product(*(values[name] for name in names))), np.float64)
+        factory = factory_named(settings["cell"])
+        own = cell_arguments(factory, settings.get("cell_args", "")).numbers
+        names = [*cell_hparams(factory), *(name for name in own if name not in values), *extra]
+        axis = values | own
+        grid = np.array(list(itertools.product(*(axis[name] for name in names))), np.float64)
         points = np.repeat(grid, config.seeds, axis=0)
         program, describe = _program(config, settings)
         groups.append(
@@ -191,7 +210,7 @@ def _program(config: SweepConfig, settings: Row) -> tuple[Any, Any]:
     training = sweep_training(
         settings, config.task, config.optimizer, config.batch_size, config.train_steps
     )
-    solved_wrong = TASKS[config.task](settings["length"], config.batch_size).solved_wrong
+    solved_wrong = task_named(config.task, settings["length"], config.batch_size).solved_wrong
     theory = functools.partial(predict, config.task, config.batch_size)
     return training, describe_training(solved_wrong, STAGES, theory)
 

@@ -46,14 +46,13 @@ from experiments.setup.task_config import (
     check_task_config,
     preset_names,
 )
-from experiments.setup.tasks import TASKS
+from experiments.setup.tasks import TASK_HELP, task_named
 from experiments.training.groups import Group, Training
 from experiments.training.loop import END, START
 from experiments.training.outcome import describe_training
 from experiments.training.parts import Row
 from experiments.training.side_by_side import trained
 from experiments.training.task_training import Data, task_algorithm, task_schedule
-from rnn_jax.tasks.task import Task
 
 TEST_SEQUENCES = 400
 
@@ -62,7 +61,7 @@ TEST_SEQUENCES = 400
 class MemoryConfig(TaskConfig):
     """Settings of the experiment; see `--help`."""
 
-    task: str = option("adding", "what is to be learned", choices=tuple(TASKS))
+    task: str = option("adding", f"what is to be learned: {TASK_HELP}")
     length: str = option("100", "axis: T, time steps; of copy_memory and delayed_xor the delay")
     gains: str = option("", "axis: scale of W; empty for --gain, or what the cure sets")
     learning_rate: str = option("0.001", "axis: step size; the best of them is told")
@@ -88,7 +87,7 @@ def groups_of(config: MemoryConfig) -> list[Group]:
 
 
 def _group(config: MemoryConfig, cure: str, length: int, values: dict[str, list[float]]) -> Group:
-    make = functools.partial(_task, config)
+    make = functools.partial(task_named, config.task)
     task = make(length, config.batch_size)
     for iteration in floss_iterations(config):
         if iteration % config.test_every:
@@ -112,19 +111,12 @@ def _group(config: MemoryConfig, cure: str, length: int, values: dict[str, list[
     )
 
 
-def _task(config: MemoryConfig, length: int, batch_size: int) -> Task:
-    try:
-        return TASKS[config.task](length, batch_size)
-    except ValueError as error:
-        raise UsageError(f"--task={config.task} --length={length}: {error}") from error
-
-
 def run(config: MemoryConfig) -> list[Row]:
     """Trains what is not yet trained, and draws; the lines of all networks, in order."""
     check_task_config(config)
     groups = groups_of(config)
     with trained("memory", config, groups) as (workdir, rows):
-        chance = [_task(config, g.settings["length"], 1).chance_loss for g in groups]
+        chance = [task_named(config.task, g.settings["length"], 1).chance_loss for g in groups]
         text = memory_report.save(workdir, config.task, rows, groups, chance, config.test_every)
         write_summary(workdir, text)
     return rows

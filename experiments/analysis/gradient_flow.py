@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from experiments.setup.networks import cell_at
+from experiments.setup.cells import cell_at
 from rnn_jax import gradflow
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow import LastStep

@@ -116,8 +116,8 @@ def describe_flow(
     found["predicted_slope"] = predicted_slope(
         point["cell"],
         point.get("activation", ""),
-        point["recurrent_init"],
-        point["gain"],
+        point.get("recurrent_init", ""),
+        point.get("gain", 1.0),
         point["input_std"],
         point.get("bias_std", 0.0),
     )

@@ -50,10 +50,16 @@ def whole_numbers(flag: str, text: str, *, minimum: int) -> list[int]:
 
 def words(flag: str, text: str, choices: Sequence[str]) -> list[str]:
     """The words of an axis, each one of `choices`."""
-    values = [part.strip() for part in text.split(",")]
+    values = distinct_words(flag, text)
     for value in values:
         if value not in choices:
             raise UsageError(f"--{flag}={text}: take some of {', '.join(choices)}")
+    return values
+
+
+def distinct_words(flag: str, text: str) -> list[str]:
+    """The words of an axis, whatever they are, none of them twice."""
+    values = [part.strip() for part in text.split(",")]
     _check_distinct(flag, text, values)
     return values
 

@@ -26,6 +26,11 @@ TRAINING_NUMBERS = ("learning_rate", "clip_norm")
 THEORY_POINTS = 60
 
 
+def label_of(axis: str) -> str:
+    """What a figure calls an axis; one of the user's own goes by its name."""
+    return LABELS.get(axis, axis)
+
+
 def column(rows: list[Row], name: str) -> np.ndarray:
     """A number of all lines, `[N]`; NaN where a line has none."""
     return np.array([np.nan if row.get(name) is None else row[name] for row in rows], np.float64)
@@ -116,8 +121,8 @@ def theory_at(point: Row) -> float | None:
     return predicted_slope(
         point["cell"],
         point.get("activation", ""),
-        point["recurrent_init"],
-        point["gain"],
+        point.get("recurrent_init", ""),
+        point.get("gain", 1.0),
         point["input_std"],
         point.get("bias_std") or 0.0,
     )
@@ -141,8 +146,8 @@ def save(workdir: Path, rows: list[Row], groups: list[Group]) -> str:
             "phase_diagram",
             plots.phase_diagram(
                 panels,
-                LABELS[pair[0]],
-                LABELS[pair[1]],
+                label_of(pair[0]),
+                label_of(pair[1]),
                 "Where a gradient vanishes (blue) and explodes (red)",
             ),
         )
@@ -161,7 +166,7 @@ def save(workdir: Path, rows: list[Row], groups: list[Group]) -> str:
             plots.slopes_along(
                 measured,
                 predicted,
-                LABELS[axes[0]],
+                label_of(axes[0]),
                 "Where the gradient vanishes (below 0) and explodes (above)",
             ),
         )
@@ -208,7 +213,7 @@ def draw_success(
         workdir,
         "success",
         plots.success(
-            curves, LABELS[axis], "Who learns the task: share of the seeds that solve it"
+            curves, label_of(axis), "Who learns the task: share of the seeds that solve it"
         ),
     )
 
@@ -245,7 +250,7 @@ def summary(workdir: Path, rows: list[Row], groups: list[Group]) -> str:
         for axis in axes[:1]:
             found = edges(split[g], axis, slope)
             where = ", ".join(f"{value:.3g}" for value in found) or "nowhere on this axis"
-            lines.append(f"  the median slope changes sign at {LABELS[axis]}: {where}")
+            lines.append(f"  the median slope changes sign at {label_of(axis)}: {where}")
         if "solved" in rows[0]:
             lines.append(f"  solved by {column(split[g], 'solved').mean():.0%}")
     both = np.isfinite(column(rows, slope)) & np.isfinite(column(rows, "predicted_slope"))

@@ -7,7 +7,14 @@ import optax
 import rnn_jax
 from experiments.cli import axes
 from experiments.cli.options import UsageError, option
-from experiments.setup.networks import CELLS, RECURRENT_INITS, make_cell
+from experiments.setup.cells import (
+    CELL_ARGS_HELP,
+    CELL_HELP,
+    RECURRENT_INITS,
+    cell_arguments,
+    factory_named,
+    make_cell,
+)
 from experiments.setup.tasks import OPTIMIZERS, model_for
 from rnn_jax import initializers, objectives
 from rnn_jax.cells import ACTIVATIONS
@@ -22,7 +29,8 @@ from rnn_jax.types import Array
 class Method:
     """Settings of the network and its training; see `--help` of an experiment that has them."""
 
-    cell: str = option("elman", "the recurrent cell", choices=CELLS)
+    cell: str = option("elman", f"the recurrent cell: {CELL_HELP}")
+    cell_args: str = option("", CELL_ARGS_HELP)
     activation: str = option(
         "tanh", "of an elman, leaky or layer_norm cell", choices=tuple(ACTIVATIONS)
     )
@@ -58,6 +66,13 @@ class Method:
 
 def check_method(method: Method) -> None:
     """`UsageError` where settings do not go together."""
+    arguments = cell_arguments(factory_named(method.cell), method.cell_args)
+    for name, values in arguments.numbers.items():
+        if len(values) > 1:
+            raise UsageError(
+                f"--cell_args={method.cell_args}: {name} has {len(values)} values, but only a "
+                "sweep takes several; give one"
+            )
     if method.leak > 1:
         raise UsageError(f"--leak={method.leak}: above 1 there is no state to renew; give 0..1")
     if method.stride > method.window:
@@ -97,15 +112,22 @@ def cell_of(method: Method, length: int, gain: Array | float | None = None) -> r
     bias: Array | float = method.forget_bias
     if method.chrono:
         bias = theory.forget_bias_for(max(length, 3))
+    factory = factory_named(method.cell)
+    arguments = cell_arguments(factory, method.cell_args)
+    hparams = {
+        "gain": method.gain if gain is None else gain,
+        "leak": method.leak,
+        "forget_bias": bias,
+        **{name: values[0] for name, values in arguments.numbers.items()},
+    }
     return make_cell(
-        method.cell,
+        factory,
         method.hidden_size,
-        method.activation,
-        method.recurrent_init,
-        method.gain if gain is None else gain,
-        leak=method.leak,
-        forget_bias=bias,
+        hparams,
+        activation=method.activation,
+        recurrent_init=method.recurrent_init,
         kernel_init=initializers.normal(method.input_std) if method.input_std else None,
+        fixed=arguments.fixed,
     )
 
 

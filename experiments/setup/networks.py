@@ -1,27 +1,12 @@
-"""Cells by name, and networks fresh from an initializer."""
+"""A network on data, and one that is fresh from an initializer."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import rnn_jax
-from rnn_jax import initializers
-from rnn_jax.types import Array, Initializer, Params, State, StepLosses
-
-CELLS = ("elman", "leaky", "layer_norm", "lstm", "gru")
-WITH_ACTIVATION = ("elman", "leaky", "layer_norm")
-"""Cells whose nonlinearity is to be chosen."""
-RECURRENT_INITS: dict[str, Callable[[Any], Initializer]] = {
-    "orthogonal": initializers.orthogonal,
-    "gaussian": initializers.gaussian,
-    "identity": initializers.identity,
-    "torch": lambda gain: _scaled(gain, initializers.uniform_torch),
-    "spectral": initializers.spectral_radius,
-    "sparse": lambda gain: initializers.sparse(rho=gain),
-}
-"""name -> (gain -> initializer of W)."""
+from rnn_jax.types import Array, Params, State, StepLosses
 
 
 class Network(NamedTuple):
@@ -40,39 +25,6 @@ class Network(NamedTuple):
     state: State
     xs: Array
     step_losses: StepLosses
-
-
-def _scaled(gain: float, init: Initializer) -> Initializer:
-    return lambda *args: gain * init(*args)
-
-
-def make_cell(
-    name: str,
-    hidden_size: int,
-    activation: str,
-    recurrent_init: str,
-    gain: float | Array,
-    *,
-    leak: float | Array = 0.1,
-    bias_std: float | Array = 0.0,
-    forget_bias: float | Array = 1.0,
-    kernel_init: Initializer | None = None,
-) -> rnn_jax.Cell:
-    """A cell by name; U is scaled so that unit inputs give unit pre-activations, unless given.
-
-    Numbers may be traced: a sweep varies them within one program.
-    """
-    W = RECURRENT_INITS[recurrent_init](gain)
-    bias = initializers.normal(bias_std)
-    if name == "elman":
-        return rnn_jax.elman(hidden_size, activation, kernel_init, W, bias)
-    if name == "leaky":
-        return rnn_jax.leaky(hidden_size, activation, leak, kernel_init, W, bias)
-    if name == "layer_norm":
-        return rnn_jax.layer_norm_elman(hidden_size, activation, kernel_init, W, bias)
-    if name == "lstm":
-        return rnn_jax.lstm(hidden_size, kernel_init, W, forget_bias=forget_bias)
-    return rnn_jax.gru(hidden_size, kernel_init, W)
 
 
 def fresh_network(
@@ -101,27 +53,3 @@ def fresh_network(
         return values * jnp.broadcast_to(counts[:, None], values.shape)
 
     return Network(cell, params, state, xs, step_losses)
-
-
-CELL_HPARAMS = {
-    "elman": ("gain", "bias_std"),
-    "leaky": ("gain", "bias_std", "leak"),
-    "layer_norm": ("gain", "bias_std"),
-    "lstm": ("gain", "forget_bias"),
-    "gru": ("gain",),
-}
-"""Cell -> the hyperparameters that its initialization reads."""
-
-
-def cell_at(settings: Mapping[str, Any], hparams: Mapping[str, Array]) -> rnn_jax.Cell:
-    """The cell of settings that many networks share, at one network's hyperparameters."""
-    name = settings["cell"]
-    others: dict[str, Any] = {key: hparams[key] for key in CELL_HPARAMS[name] if key != "gain"}
-    return make_cell(
-        name,
-        settings["hidden_size"],
-        settings.get("activation", "tanh"),
-        settings["recurrent_init"],
-        hparams["gain"],
-        **others,
-    )

@@ -1,4 +1,4 @@
-"""Tasks and update rules by name, and the readout that a task wants."""
+"""The task that settings name, the readout that it wants, and update rules by name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,23 +6,13 @@ from typing import Any
 import optax
 
 import rnn_jax
+from experiments.cli.options import UsageError
+from experiments.setup.named import named
 from rnn_jax.model import Model
-from rnn_jax.tasks import sine
-from rnn_jax.tasks.adding import adding
-from rnn_jax.tasks.copy_memory import copy_memory
-from rnn_jax.tasks.delayed_xor import delayed_xor
+from rnn_jax.tasks.registry import TASKS
 from rnn_jax.tasks.task import Task
-from rnn_jax.tasks.temporal_order import temporal_order
 
-TASKS: dict[str, Callable[[int, int], Task]] = {
-    "adding": adding,
-    "copy_memory": copy_memory,
-    "delayed_xor": lambda delay, batch_size: delayed_xor(delay, 6 * delay, batch_size),
-    "sine": lambda length, batch_size: sine.task(batch_size, length + 1),
-    "temporal_order": temporal_order,
-    "temporal_order_3": lambda length, size: temporal_order(length, size, symbols=3),
-}
-"""name -> `(length, batch size) -> Task`; copy_memory and delayed_xor take it as the delay."""
+TASK_HELP = f"{', '.join(TASKS)}, or my_module:my_task, `(length, batch size) -> Task`, of your own"
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "adam": optax.adam,
     "sgd": optax.sgd,
@@ -33,3 +23,18 @@ def model_for(task: Task, cell: rnn_jax.Cell) -> Model:
     """The cell with the readout that a task wants."""
     make = rnn_jax.last_only if task.last_only else rnn_jax.sequence_model
     return make(cell, task.output_size)
+
+
+def task_named(name: str, length: int, batch_size: int) -> Task:
+    """The task of --task; `UsageError` where there is none, or it cannot have that length."""
+    make = named("task", name, TASKS, "task")
+    try:
+        task = make(length, batch_size)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--task={name} --length={length}: {error}") from error
+    if not isinstance(task, Task):
+        raise UsageError(
+            f"--task={name}: it returned {type(task).__name__}, but a Task of rnn_jax.tasks.task "
+            "is wanted"
+        )
+    return task

@@ -12,8 +12,8 @@ import optax
 
 from experiments.analysis.gradient_flow import last_loss, measure_flow
 from experiments.analysis.sweep_theory import predicted_slope
-from experiments.setup.networks import CELL_HPARAMS, cell_at
-from experiments.setup.tasks import OPTIMIZERS, TASKS, model_for
+from experiments.setup.cells import cell_at
+from experiments.setup.tasks import OPTIMIZERS, model_for, task_named
 from experiments.training.algorithm import (
     Algorithm,
     Arrays,
@@ -46,12 +46,12 @@ def sweep_training(
 
     Args:
         settings: cell, activation, recurrent_init, hidden_size, length.
-        task_name: of `TASKS`.
+        task_name: as --task has it.
         optimizer: of `OPTIMIZERS`.
         batch_size: B.
         num_steps: iterations of each.
     """
-    task = TASKS[task_name](settings["length"], batch_size)
+    task = task_named(task_name, settings["length"], batch_size)
     chunk = min(CHUNK, num_steps)
     half = chunk * math.ceil(num_steps / (2 * chunk))
     return Training(
@@ -67,7 +67,7 @@ def _algorithm(
         return model_for(task, cell_at(settings, hparams))
 
     # Hyperparameters of the cell act on its initial parameters alone.
-    model = model_at(dict.fromkeys(CELL_HPARAMS[settings["cell"]], 1.0))
+    model = model_at({})
     objective = objectives.task_objective(model, task)
 
     def chain(hparams: Hparams) -> optax.GradientTransformation:
@@ -114,7 +114,7 @@ def _test(
 @functools.lru_cache(maxsize=64)
 def _input_std(task_name: str, length: int, batch_size: int) -> float:
     """Of x_t U over the units: the mean square input, U being normal with variance 1/D."""
-    task = TASKS[task_name](length, batch_size)
+    task = task_named(task_name, length, batch_size)
     inputs = np.asarray(task.sample(jax.random.key(0)).inputs)
     return float(np.sqrt(np.mean(np.square(inputs))))
 
@@ -125,8 +125,8 @@ def predict(task_name: str, batch_size: int, point: Row) -> Row:
         "predicted_slope": predicted_slope(
             point["cell"],
             point.get("activation", ""),
-            point["recurrent_init"],
-            point["gain"],
+            point.get("recurrent_init", ""),
+            point.get("gain", 1.0),
             _input_std(task_name, point["length"], batch_size),
             point.get("bias_std", 0.0),
         )
