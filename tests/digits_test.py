@@ -142,7 +142,7 @@ def test_the_folder_holds_what_the_help_promises(tmp_path):
     assert shown[2] == f"{right.min():.1%}..{right.max():.1%}"
     assert str(folder) in (folder / "summary.txt").read_text()
     (group,) = experiment.groups_of(SMALL, data_of(SMALL, *load()))
-    assert group.fit.solved_wrong < 0
+    assert group.program.schedule.is_solved is None
 
 
 def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch):
@@ -155,7 +155,7 @@ def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch):
     ("changes", "message"),
     [
         ({"cures": "none,prayer"}, "--cures=none,prayer: take some of none, clip"),
-        ({"train_steps": 7}, "--train_steps=7 is no multiple of --test_every=2"),
+        ({"train_steps": 7}, "--train_steps=7 is not a multiple of --test_every=2"),
         ({"judge": "me"}, "--judge=me: take one of test, validation"),
         ({"learning_rate": 0.0}, "--learning_rate=0.0: give a number above 0"),
     ],

@@ -15,6 +15,7 @@ import rnn_jax
 from experiments import gradient_flow, memory, sine
 from experiments.cli.options import UsageError
 from experiments.setup import host_memory
+from experiments.setup.sine import config_of
 from experiments.training import liveness, memory_check
 from experiments.training.algorithm import bptt_algorithm
 from experiments.training.loop import Schedule
@@ -148,7 +149,7 @@ def test_a_folder_that_asks_for_too_much_is_refused(tmp_path):
 def test_a_strange_config_of_a_folder_is_refused_in_one_line(changes, tmp_path):
     records.open_run(tmp_path, {"experiment": "sine", **changes})
     with pytest.raises(ValueError, match=r".") as raised:
-        sine.config_of(records.load_config(tmp_path))
+        config_of(records.load_config(tmp_path))
     assert str(raised.value).isprintable()
     assert sine.config_of({"experiment": "sine"}) == sine.SineConfig()
 

@@ -15,7 +15,7 @@ from experiments.sine import SineConfig
 @pytest.mark.parametrize(
     ("setting", "value", "wanted"),
     [
-        ("num_steps", 0, "at least 1"),
+        ("train_steps", 0, "at least 1"),
         ("hidden_size", -1, "at least 1"),
         ("learning_rate", float("nan"), "finite"),
         ("learning_rate", 0.0, "above 0"),
@@ -52,7 +52,8 @@ def _launch(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--num_steps=0"], "--num_steps=0: give a number of at least 1"),
+        (["--train_steps=0"], "--train_steps=0: give a number of at least 1"),
+        (["--num_steps=9"], "--num_steps is now --train_steps"),
         pytest.param(["--wurst=3"], "Unknown command line flag 'wurst'", marks=pytest.mark.slow),
         pytest.param(["--hidden_size=many"], "--hidden_size=many", marks=pytest.mark.slow),
         pytest.param(["stray"], "'stray' is not a flag", marks=pytest.mark.slow),

@@ -224,7 +224,7 @@ def test_forecasts_of_a_network_by_hand(x64):
     )
 
     state = TrainState(step=0, params=params, opt_state=None, carry=None)
-    found = forecasts.forecaster(model, VALUES.astype(np.float32), 40)(({}, state), None)
+    found = forecasts.forecaster(model, VALUES.astype(np.float32), 40)(state.params)
     U, W, b = (np.asarray(leaf) for leaf in params.cell)
     V, c = (np.asarray(leaf) for leaf in params.readout)
     values = VALUES.astype(np.float32).astype(np.float64)

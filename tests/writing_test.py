@@ -78,7 +78,7 @@ def test_nobody_else_opens_a_file_for_writing():
 )
 def test_a_writer_is_seen_in_any_form(source):
     assert writers(source)
-    assert writers((ROOT / "rnn_jax" / "writing.py").read_text())
+    assert writers((ROOT / "rnn_jax" / "io" / "writing.py").read_text())
     assert not writers('open(path, "rb"); path.open(); open(path); records.save_array(a, "w", b)')
 
 

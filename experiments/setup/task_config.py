@@ -6,7 +6,7 @@ from typing import TypeVar
 from experiments.cli import axes
 from experiments.cli.options import UsageError, check, option
 from experiments.setup.method import Method, check_method
-from experiments.setup.presets import CURES
+from experiments.setup.presets import PRESETS
 from experiments.setup.run import CheckpointConfig, FolderConfig
 
 
@@ -14,7 +14,7 @@ from experiments.setup.run import CheckpointConfig, FolderConfig
 class TaskConfig(Method, CheckpointConfig, FolderConfig):
     """How networks learn, how many, and where; see an experiment's `--help`."""
 
-    cures: str = option("", f"axis: {', '.join(CURES)}; empty for the settings as they are")
+    cures: str = option("", f"axis: {', '.join(PRESETS)}; empty for the settings as they are")
     seeds: int = option(5, "networks of each kind", minimum=1)
     seed: int = option(0, "of all of them", minimum=0)
     batch_size: int = option(32, "B, sequences of an iteration", minimum=1)
@@ -42,9 +42,9 @@ def check_task_config(config: TaskConfig) -> None:
 
 def apply_preset(config: Config, name: str) -> Config:
     """The settings with those of a preset laid over them; as they are for an empty name."""
-    return dataclasses.replace(config, **CURES[name].settings) if name else config
+    return dataclasses.replace(config, **PRESETS[name].settings) if name else config
 
 
 def preset_names(config: TaskConfig) -> list[str]:
     """The presets asked for; one without a name where there are none."""
-    return axes.words("cures", config.cures, tuple(CURES)) if config.cures else [""]
+    return axes.words("cures", config.cures, tuple(PRESETS)) if config.cures else [""]
