@@ -4,7 +4,6 @@ checkpoints/000000001200/       the training state (see `rnn_jax.checkpoint`)
 checkpoints/history/A-B.npz     what iterations A+1..B told, written once
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ import numpy as np
 
 from experiments.history import row_of
 from rnn_jax import checkpoint, records, train
+from rnn_jax.reading import readable_lines
 
 CHECKPOINTS = "checkpoints"
 HISTORY = "history"
@@ -189,14 +189,12 @@ def _rewrite_metrics(
 
     The lines follow from the history; only their seconds come from the file as it was left.
     """
-    seconds: dict[int, float] = {}
     path = workdir / records.METRICS
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-            seconds[int(row["step"])] = float(row["seconds"])
-        except (ValueError, TypeError, KeyError):
-            continue
+    seconds = {
+        row["step"]: float(row["seconds"])
+        for row in readable_lines(path)
+        if type(row.get("step")) is int and type(row.get("seconds")) in (int, float)
+    }
     rows = []
     if parts:
         whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import numpy as np
 import optax
 
 from experiments import history, interruption, nonfinite, resuming
+from experiments.compilation_cache import use_compilation_cache as use_compilation_cache
 from experiments.history import History, row_of
 from experiments.progress import progress
 from experiments.resuming import Safety, Standing, is_due
@@ -35,17 +35,6 @@ NO_MATTER = {
     "process_id",
 }
 """Settings that say where and how to compute, and nothing of what comes out."""
-
-
-def use_compilation_cache(enabled: bool) -> None:
-    """Keeps compiled programs in the user's cache folder, so that a second run starts faster."""
-    jax.config.update("jax_enable_compilation_cache", enabled)
-    if not enabled:
-        return
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(Path(base) / "rnn_jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def run_training(

@@ -10,6 +10,7 @@ import numpy as np
 from experiments import free_running, interruption
 from experiments.history import History
 from rnn_jax import records
+from rnn_jax.reading import MAX_LINES_BYTES, read_bytes
 
 Row = dict[str, float]
 
@@ -59,11 +60,10 @@ def table(
 
 def found(workdir: Path, seeds: Sequence[int]) -> list[Row]:
     """The rows of seeds.json, as far as they are those of the seeds in order."""
-    path = workdir / "seeds.json"
     try:
-        stored = json.loads(path.read_text()) if path.exists() else []
+        stored = json.loads(read_bytes(workdir / "seeds.json", MAX_LINES_BYTES))
         rows = [{name: float(value) for name, value in row.items()} for row in stored]
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError):
         return []
     if [row.get("seed") for row in rows] != list(seeds[: len(rows)]):
         return []

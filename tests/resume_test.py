@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import digits, interruption, memory, nonfinite, resuming, series, sine
+from experiments import digits, interruption, memory, nonfinite, resuming, series, sine, sine_seeds
 from experiments.memory import MemoryConfig
 from experiments.nonfinite import NonFinite
 from experiments.options import UsageError
@@ -74,6 +74,21 @@ def test_a_signal_ends_the_chunk_and_the_run_goes_on_from_there(whole, tmp_path,
     assert contents(tmp_path / "run") == whole
 
 
+STRANGE_LINES = b"\n".join(
+    [
+        b'{"step": 1e400, "seconds": 1}',
+        b'{"step": 10, "seconds": 1e400}',
+        b'{"step": 10, "seconds": "1"}',
+        b'{"step": true, "seconds": 1}',
+        b'{"step": "10", "seconds": 1}',
+        b'{"step": ' + b"[" * 200_000,
+        b"9" * 5000,
+        b"\xff\x00",
+        b"",
+    ]
+)
+
+
 def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(
     whole, tmp_path, monkeypatch
 ):
@@ -86,8 +101,8 @@ def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(
     folder = tmp_path / "run" / resuming.CHECKPOINTS
     assert checkpoint.steps(folder) == [10, 20, 30]
     next((folder / "000000000030").rglob("_METADATA")).write_text("")
-    with (tmp_path / "run" / records.METRICS).open("a") as file:
-        file.write('{"step": 50, "lo')
+    with (tmp_path / "run" / records.METRICS).open("ab") as file:
+        file.write(STRANGE_LINES + b'{"step": 50, "lo')
     sine.run(config)
     assert contents(tmp_path / "run") == whole
 
@@ -106,6 +121,25 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     config = dataclasses.replace(TINY, workdir=str(tmp_path))
     with records.held(tmp_path), pytest.raises(ValueError, match="another process is at work"):
         sine.run(config)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'[{"seed": 1e400}]',
+        b'[{"seed": 0, "loss": 1' + b"0" * 400 + b"}]",
+        b"[" * 200_000,
+        b'{"seed": 0}',
+        b"[1]",
+        b'[{"seed": 0}, {"seed": 7}]',
+        b"\xff",
+        None,
+    ],
+)
+def test_a_table_of_seeds_that_is_none_starts_anew(content, tmp_path):
+    if content is not None:
+        (tmp_path / "seeds.json").write_bytes(content)
+    assert sine_seeds.found(tmp_path, range(3)) == []
 
 
 def test_a_table_of_seeds_goes_on_after_the_last_finished(tmp_path, monkeypatch):
