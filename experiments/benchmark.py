@@ -193,10 +193,14 @@ def run(config: BenchmarkConfig) -> Result:
     """Measures section after section; what is found is on disk as soon as it is."""
     check(config)
     names = sections_of(config)
-    grid_axes(config)
+    grid.check_memory(grid_axes(config))
     if config.limit_source and not Path(config.limit_source).is_file():
         raise UsageError(f"--limit_source={config.limit_source}: give a C file that exists")
-    workdir = open_workdir("benchmark", config)
+    with records.held(config.workdir):
+        return _run(config, names, open_workdir("benchmark", config))
+
+
+def _run(config: BenchmarkConfig, names: list[str], workdir: Path) -> Result:
     torch, notes = load_pytorch()
     _say(*notes)
     result = Result([], notes, check_gradients(torch), workdir)

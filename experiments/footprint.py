@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import optax
 
-from experiments.liveness import num_bytes, peak_bytes
+from experiments.liveness import num_bytes as num_bytes
+from experiments.liveness import peak_bytes
 from experiments.options import UsageError
 from rnn_jax import sweep, traces, train
 from rnn_jax.objectives import Objective
@@ -61,6 +62,13 @@ def lanes_bytes(fit: sweep.Fit, rows: Any, keys: Key, width: int) -> int:
     return num_bytes(block) + peak_bytes(jax.make_jaxpr(jax.vmap(fit))(*block).jaxpr)
 
 
+def check_lanes(fit: sweep.Fit, rows: Any, keys: Key, width: int, lower: str) -> None:
+    """`UsageError` where a sweep's program does not fit; see `lanes_bytes` and `check_fits`."""
+    # The devices made of a CPU share its memory.
+    devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    check_fits(devices * lanes_bytes(fit, rows, keys, width), lower)
+
+
 def available_bytes() -> int | None:
     """Memory that the default device has left; None where nobody tells."""
     stats = jax.local_devices()[0].memory_stats()
@@ -68,8 +76,7 @@ def available_bytes() -> int | None:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     if jax.default_backend() != "cpu":
         return None
-    left = [found for found in (_host_bytes(), _group_bytes()) if found is not None]
-    return min(left, default=None)
+    return host_bytes()
 
 
 def _host_bytes() -> int | None:
@@ -91,6 +98,40 @@ def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
         return limit - int((folder / "memory.current").read_text()) + int(stat["inactive_file"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+def host_bytes() -> int | None:
+    """Memory that this process can still have on its host; None where nobody tells."""
+    return min((n for n in (_host_bytes(), _group_bytes()) if n is not None), default=None)
+
+
+LINE_BYTES = 4000
+"""A network's line of networks.jsonl once it is read: measured 4,040 with training."""
+MAX_GROUPS = 10_000
+"""Groups of networks of one command: each is compiled, a second or more."""
+
+
+def check_networks(count: int, arrays: int, lower: str) -> None:
+    """`UsageError` where the lines and arrays of so many networks do not fit on the host.
+
+    Args:
+        count: networks.
+        arrays: bytes that are kept of each. When they are gathered, they are there three times.
+        lower: as in `check_fits`.
+    """
+    available = host_bytes()
+    if available is not None:
+        words = f"{lower}: {count:,} networks are asked for"
+        check_fits(count * (LINE_BYTES + 3 * arrays), words, available)
+
+
+def check_groups(count: int, lower: str) -> None:
+    """`UsageError` where more programs are asked for than anybody waits for."""
+    if count > MAX_GROUPS:
+        raise UsageError(
+            f"this asks for {count:,} programs, each compiled; at most {MAX_GROUPS:,} are: give "
+            f"fewer values of {lower}"
+        )
 
 
 def check_fits(needed: int, lower: str, available: int | None = None) -> None:

@@ -25,7 +25,13 @@ import numpy as np
 
 from experiments import axes
 from experiments.flow_figures import power_of_ten, save_figures
-from experiments.flow_measurements import Measured, exponents_of, measure, slope_bounds
+from experiments.flow_measurements import (
+    Measured,
+    check_memory,
+    exponents_of,
+    measure,
+    slope_bounds,
+)
 from experiments.networks import (
     CELLS,
     RECURRENT_INITS,
@@ -84,6 +90,8 @@ def network_of(config: FlowConfig, gain: float | None = None) -> Network:
     """The network that the settings describe, at another gain if one is given."""
     if config.run and gain is None:
         return network_of_run(config.run, config.moment)
+    gates = 2 if config.cell == "lstm" else 1
+    check_memory(gates * config.hidden_size, config.length, config.batch_size)
     cell = make_cell(
         config.cell,
         config.hidden_size,
@@ -126,8 +134,12 @@ def run(config: FlowConfig) -> Result:
     """Measures and draws; leaves the folder behind."""
     check(config)
     gains_of(config)
-    workdir = open_workdir("gradient_flow", config)
     network = network_of(config)
+    with records.held(config.workdir):
+        return _run(config, network, open_workdir("gradient_flow", config))
+
+
+def _run(config: FlowConfig, network: Network, workdir: Path) -> Result:
     measured = measure(network)
     compared = compare(config)
     for name in (

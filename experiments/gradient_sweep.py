@@ -27,15 +27,25 @@ Example:
 import contextlib
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import logging
 
-from experiments import axes, sweep_figures, sweep_fits, sweep_tasks, sweep_theory, sweeping
-from experiments.networks import CELLS, RECURRENT_INITS, WITH_ACTIVATION
-from experiments.options import UsageError, check, launch, option
+from experiments import (
+    axes,
+    footprint,
+    sweep_figures,
+    sweep_fits,
+    sweep_tasks,
+    sweep_theory,
+    sweeping,
+)
+from experiments.networks import CELLS, RECURRENT_INITS, WITH_ACTIVATION, check_cell
+from experiments.options import MOST_DEVICES, UsageError, check, launch, option
+from experiments.processes import check_processes
 from experiments.runner import settings_of, use_compilation_cache
 from experiments.sweeping import Group, Layout, Row
 from rnn_jax import records, sharding, sweep
@@ -74,7 +84,9 @@ class SweepConfig:
     memory_mb: int = option(
         0, "bound on the memory of the networks on each host, in MB; 0 for none", minimum=0
     )
-    cpu_devices: int = option(0, "devices to make of a CPU; 0 for one a core", minimum=0)
+    cpu_devices: int = option(
+        0, "devices to make of a CPU; 0 for one a core", minimum=0, maximum=MOST_DEVICES
+    )
     distributed: bool = option(False, "several processes, found by SLURM, Kubernetes or a TPU pod")
     coordinator_address: str = option("", "host:port of process 0, where nobody else tells it")
     num_processes: int = option(0, "how many there are, where nobody else tells it", minimum=0)
@@ -87,13 +99,17 @@ class SweepConfig:
 def structures(config: SweepConfig) -> list[Row]:
     """The settings of each group: every combination of what changes the program."""
     found: list[Row] = []
-    for cell, activation, recurrent_init, hidden_size, length in itertools.product(
+    choices = (
         axes.words("cell", config.cell, CELLS),
         axes.words("activation", config.activation, tuple(ACTIVATIONS)),
         axes.words("recurrent_init", config.recurrent_init, tuple(RECURRENT_INITS)),
         axes.whole_numbers("hidden_size", config.hidden_size, minimum=1),
         axes.whole_numbers("length", config.length, minimum=1),
-    ):
+    )
+    count = math.prod(len(values) for values in choices)
+    footprint.check_groups(count, "--hidden_size, --length or --cell")
+    for cell, activation, recurrent_init, hidden_size, length in itertools.product(*choices):
+        check_cell(recurrent_init, hidden_size)
         settings: Row = {"cell": cell}
         if cell in WITH_ACTIVATION:
             settings["activation"] = activation
@@ -132,9 +148,19 @@ def groups_of(config: SweepConfig) -> list[Group]:
     """Every network of the sweep, by structure; seeds run fastest."""
     numbers = number_axes(config)
     extra = ("learning_rate", "clip_norm") if config.train_steps else ("input_std",)
+    named = [
+        (settings, [*sweep_fits.CELL_NUMBERS[settings["cell"]], *extra])
+        for settings in structures(config)
+    ]
+    count = sum(math.prod(len(numbers[name]) for name in names) for _, names in named)
+    longest = max(settings["length"] for settings, _ in named)
+    footprint.check_networks(
+        config.seeds * count,
+        kept_bytes(config, longest),
+        f"--seeds, or give fewer values of {', '.join(f'--{name}' for name in named[0][1])}",
+    )
     groups = []
-    for settings in structures(config):
-        names = [*sweep_fits.CELL_NUMBERS[settings["cell"]], *extra]
+    for settings, names in named:
         grid = np.array(list(itertools.product(*(numbers[name] for name in names))), np.float64)
         points = np.repeat(grid, config.seeds, axis=0)
         if config.train_steps:
@@ -157,6 +183,14 @@ def groups_of(config: SweepConfig) -> list[Group]:
     return groups
 
 
+def kept_bytes(config: SweepConfig, length: int) -> int:
+    """What is kept of a network beside its line: profiles, and with training its curves."""
+    if not config.train_steps:
+        return 4 * length
+    chunks = -(-config.train_steps // sweep_tasks.CHUNK)
+    return 4 * (length * (len(sweep_tasks.MOMENTS) + chunks) + 2 * config.train_steps)
+
+
 def layout_of(config: SweepConfig, groups: list[Group]) -> Layout:
     """How to spread the networks over devices, within the memory allowed."""
     mesh = sharding.lanes_mesh()
@@ -164,12 +198,27 @@ def layout_of(config: SweepConfig, groups: list[Group]) -> Layout:
     if config.memory_mb:
         width = min(_width_within(config.memory_mb * 10**6, group, width) for group in groups)
     block = width * mesh.size
+    check_memory(config, groups, width)
     if config.lanes % block:
         raise UsageError(
             f"--lanes={config.lanes}: {mesh.size} devices with blocks of {width} networks want a "
             f"multiple of {block}"
         )
     return Layout(width, config.lanes or sweep.default_lanes(width, mesh), mesh)
+
+
+def check_memory(config: SweepConfig, groups: list[Group], width: int) -> None:
+    """`UsageError` where a group takes more memory than there is; nothing is compiled."""
+    available = footprint.available_bytes()
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    for group in groups:
+        size, length = group.settings["hidden_size"], group.settings["length"]
+        # Far more than a gated cell with Adam takes; to trace its program takes seconds.
+        at_most = 4 * width * size * (50 * size + 500 * length * config.batch_size)
+        if available is not None and jax.local_device_count() * at_most > available:
+            numbers = {name: jax.ShapeDtypeStruct((1,), np.float32) for name in group.numbers}
+            flags = "--hidden_size, --length, --batch_size, --width or --cpu_devices"
+            footprint.check_lanes(group.fit, numbers, keys, width, flags)
 
 
 PROGRAM_BYTES = 50 * 10**6
@@ -215,6 +264,7 @@ def run(config: SweepConfig) -> list[Row]:
     """
     check(config)
     groups = groups_of(config)
+    layout = layout_of(config, groups)
     workdir = Path(config.workdir)
     writer = sharding.is_writer()
     with contextlib.ExitStack() as folder:
@@ -224,7 +274,6 @@ def run(config: SweepConfig) -> list[Row]:
             return open_folder(config)
 
         sharding.only_writer(enter)
-        layout = layout_of(config, groups)
         if writer:
             logging.warning(
                 "%d networks in %d groups, each compiled once; batches of %d on %d devices",
@@ -243,6 +292,7 @@ def run(config: SweepConfig) -> list[Row]:
 
 def main(config: SweepConfig) -> None:
     """Starts JAX as asked, and runs the sweep."""
+    check_processes(config.coordinator_address, config.num_processes, config.process_id)
     sharding.use_cpu_devices(config.cpu_devices)
     if config.distributed or config.coordinator_address:
         sharding.connect(config.coordinator_address, config.num_processes, config.process_id)

@@ -13,7 +13,7 @@ import numpy as np
 from experiments import axes, footprint, lanes, sweeping
 from experiments.cures import CURES
 from experiments.method import Method, check_method
-from experiments.options import UsageError, check, option
+from experiments.options import MOST_DEVICES, UsageError, check, option
 from experiments.resuming import Safety
 from experiments.runner import settings_of, use_compilation_cache
 from experiments.sweeping import Group, Layout, Row
@@ -31,7 +31,9 @@ class Learning(Method):
     train_steps: int = option(3000, "iterations of a network at most", minimum=1)
     test_every: int = option(100, "iterations between two tests", minimum=1)
     width: int = option(0, "networks side by side on a device; 0 to choose", minimum=0)
-    cpu_devices: int = option(0, "devices to make of a CPU; 0 for one a core", minimum=0)
+    cpu_devices: int = option(
+        0, "devices to make of a CPU; 0 for one a core", minimum=0, maximum=MOST_DEVICES
+    )
     checkpoint_every: int = option(
         0,
         "iterations between two checkpoints of a group, which come after a test; 0 for one about "
@@ -51,6 +53,8 @@ def check_learning(config: Learning) -> None:
     """`UsageError` for settings that cannot be, before anything runs."""
     check(config)
     check_method(config)
+    # Before there are arrays with an entry each.
+    footprint.check_networks(config.seeds, 0, "--seeds")
     if config.train_steps % config.test_every:
         raise UsageError(
             f"--train_steps={config.train_steps} is no multiple of "
@@ -79,17 +83,19 @@ def layout_of(config: Learning, groups: list[Group]) -> Layout:
 
 def check_memory(groups: list[Group], layout: Layout) -> None:
     """`UsageError` where a group takes more memory than there is; nothing is compiled."""
-    devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     for group in groups:
         numbers = {name: jax.ShapeDtypeStruct((1,), np.float32) for name in group.numbers}
         state = jax.eval_shape(jax.vmap(group.fit.init), numbers, keys)
-        needed = max(
-            footprint.lanes_bytes(fit, (numbers, state), keys, layout.width)
-            for fit in (group.fit.train, group.fit.flow)
-        )
         flags = "--hidden_size, --length, --batch_size, --width, --test_every or --cpu_devices"
-        footprint.check_fits(devices * needed, flags)
+        for fit in (group.fit.train, group.fit.flow):
+            footprint.check_lanes(fit, (numbers, state), keys, layout.width, flags)
+        _, told = jax.eval_shape(jax.vmap(group.fit.train), (numbers, state), keys)
+        # All states, old and new, and the last trace of every stretch.
+        arrays = 2 * footprint.num_bytes(state) + (
+            group.fit.num_steps // group.fit.test_every * footprint.num_bytes(told["traces"])
+        )
+        footprint.check_networks(len(group.seeds), arrays, "--seeds, --train_steps or --length")
 
 
 @contextlib.contextmanager

@@ -30,11 +30,12 @@ Example:
 import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import numpy as np
 
-from experiments import axes, lanes, learning, memory_figures
+from experiments import axes, footprint, lanes, learning, memory_figures
 from experiments.learning import Learning, check_learning, cure_names, cured
 from experiments.method import check_flossing, check_method, floss_iterations
 from experiments.options import UsageError, launch, option
@@ -66,8 +67,12 @@ def groups_of(config: MemoryConfig) -> list[Group]:
     numbers = {"learning_rate": rates}
     if config.gains:
         numbers["gain"] = axes.numbers("gains", config.gains, above=0)
+    names = cure_names(config)
+    footprint.check_groups(len(names) * len(lengths), "--length")
+    count = config.seeds * math.prod(map(len, numbers.values()))
+    footprint.check_networks(count, 0, "--seeds, or give fewer of --learning_rate and --gains")
     groups = []
-    for cure in cure_names(config):
+    for cure in names:
         settings = cured(config, cure)
         check_method(settings)
         for length in lengths:

@@ -6,7 +6,7 @@ import optax
 
 import rnn_jax
 from experiments import axes, sweep_tasks
-from experiments.networks import CELLS, RECURRENT_INITS, make_cell
+from experiments.networks import CELLS, RECURRENT_INITS, check_cell, make_cell
 from experiments.options import UsageError, option
 from rnn_jax import initializers, objectives, optim, regularizers, truncated
 from rnn_jax.cells import ACTIVATIONS
@@ -58,6 +58,7 @@ def check_method(method: Method) -> None:
     """`UsageError` where settings do not go together."""
     if method.leak > 1:
         raise UsageError(f"--leak={method.leak}: above 1 there is no state to renew; give 0..1")
+    check_cell(method.recurrent_init, method.hidden_size)
     if method.stride > method.window:
         raise UsageError(
             f"--stride={method.stride}: --window={method.window} would leave out the losses "

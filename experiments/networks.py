@@ -9,19 +9,22 @@ import jax.numpy as jnp
 
 import rnn_jax
 from experiments import sine as sine_experiment
+from experiments.options import UsageError
 from rnn_jax import initializers, losses, records
 from rnn_jax.types import Array, Initializer, Params, State, StepLosses
 
 CELLS = ("elman", "leaky", "layer_norm", "lstm", "gru")
 WITH_ACTIVATION = ("elman", "leaky", "layer_norm")
 """Cells whose nonlinearity is to be chosen."""
+SPARSE_NONZEROS = 15
+"""Entries in each row of a sparse W."""
 RECURRENT_INITS: dict[str, Callable[[Any], Initializer]] = {
     "orthogonal": initializers.orthogonal,
     "gaussian": initializers.gaussian,
     "identity": initializers.identity,
     "torch": lambda gain: _scaled(gain, initializers.uniform_torch),
     "spectral": initializers.spectral_radius,
-    "sparse": lambda gain: initializers.sparse(rho=gain),
+    "sparse": lambda gain: initializers.sparse(SPARSE_NONZEROS, rho=gain),
 }
 """name -> (gain -> initializer of W)."""
 
@@ -48,6 +51,15 @@ def _scaled(gain: float, init: Initializer) -> Initializer:
     return lambda *args: gain * init(*args)
 
 
+def check_cell(recurrent_init: str, hidden_size: int) -> None:
+    """`UsageError` where a W of this size cannot be drawn in this way."""
+    if recurrent_init == "sparse" and hidden_size < SPARSE_NONZEROS:
+        raise UsageError(
+            f"--hidden_size={hidden_size}: a sparse W has {SPARSE_NONZEROS} entries in each row; "
+            "give at least as many units, or another --recurrent_init"
+        )
+
+
 def make_cell(
     name: str,
     hidden_size: int,
@@ -64,6 +76,7 @@ def make_cell(
 
     Numbers may be traced: a sweep varies them within one program.
     """
+    check_cell(recurrent_init, hidden_size)
     W = RECURRENT_INITS[recurrent_init](gain)
     bias = initializers.normal(bias_std)
     if name == "elman":

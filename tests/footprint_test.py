@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 import rnn_jax
-from experiments import footprint, gradient_flow, liveness, memory, sine
+from experiments import benchmark, footprint, gradient_flow, liveness, memory, sine
 from experiments.options import UsageError
 from rnn_jax import losses, objectives, optim, records, traces, train
 from rnn_jax.tasks import sine as sine_task
@@ -108,6 +108,10 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, monkeypatc
         memory.run(
             memory.MemoryConfig(hidden_size=4096, length=str(10**7), seeds=1, workdir=str(folder))
         )
+    with pytest.raises(UsageError, match=r"GB of memory, .*: lower --hidden_size, --length"):
+        gradient_flow.run(gradient_flow.FlowConfig(hidden_size=10**6, workdir=str(folder)))
+    with pytest.raises(UsageError, match=r"GB of memory, .*: lower --hidden_size, --batch_size"):
+        benchmark.run(benchmark.BenchmarkConfig(hidden_size="1000000", workdir=str(folder)))
     assert not folder.exists()
     assert not compiled
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import footprint
 from experiments.benchmarks.contenders import (
     Agreement,
     Problem,
@@ -45,6 +46,14 @@ class Axes(NamedTuple):
     hidden_sizes: list[int]
     batch_sizes: list[int]
     num_steps: list[int]
+
+
+def check_memory(axes: Axes) -> None:
+    """`UsageError` where a point of the grid surely takes more memory than there is."""
+    size, batch, steps = (max(values) for values in axes[1:])
+    # Weights, their gradients and Adam's two moments; states, their inputs and their adjoints.
+    needed = 4 * (4 * size**2 + 3 * steps * batch * size)
+    footprint.check_fits(needed, "--hidden_size, --batch_size or --num_steps")
 
 
 def findings(torch: Any, axes: Axes, repeats: int) -> Iterator[Findings]:
