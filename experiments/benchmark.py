@@ -56,9 +56,9 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.report import Findings, Number, Row, Wanted
 from experiments.cli import axes
+from experiments.cli.compilation_cache import use_compilation_cache
 from experiments.cli.options import UsageError, check, launch, option
 from experiments.cli.run_folder import open_run_folder
-from experiments.cli.start_jax import use_compilation_cache
 from experiments.setup.sine import parts_of
 from rnn_jax import plots, sharding
 from rnn_jax.io import records
@@ -196,10 +196,14 @@ def run(config: BenchmarkConfig) -> Result:
     """Measures section after section; what is found is on disk as soon as it is."""
     check(config)
     names = sections_of(config)
-    grid_axes(config)
+    grid.check_memory(grid_axes(config))
     if config.limit_source and not Path(config.limit_source).is_file():
         raise UsageError(f"--limit_source={config.limit_source}: give a C file that exists")
-    workdir = open_run_folder("benchmark", config)
+    with records.held(config.workdir):
+        return _run(config, names, open_run_folder("benchmark", config))
+
+
+def _run(config: BenchmarkConfig, names: list[str], workdir: Path) -> Result:
     torch, notes = load_pytorch()
     _say(*notes)
     result = Result([], notes, check_gradients(torch), workdir)

@@ -158,14 +158,15 @@ def main(config: CompareConfig) -> None:
     check(config)
     runs = load_runs(config.runs)
     settings = settings_of("compare", config) | {"runs": list(config.runs)}
-    workdir: Path = records.open_run(config.workdir, settings, config.overwrite)
     labels, drawn = labels_of(runs), [trained(run) for run in runs]
     figure = plots.trained_side_by_side(
         dict(zip(labels, drawn, strict=True)), finding(labels, runs)
     )
-    records.save_figure(workdir, "compare", figure)
     text = table(runs, labels, drawn)
-    records.write_atomically(workdir / "table.md", text)
+    with records.held(config.workdir):
+        workdir: Path = records.open_run(config.workdir, settings, config.overwrite)
+        records.save_figure(workdir, "compare", figure)
+        records.write_atomically(workdir / "table.md", text)
     print(text, end="")
     print(f"Figure and table: {workdir}/compare.png, table.md")
 

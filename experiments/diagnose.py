@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.analysis.sine_network import network_of_run
+from experiments.cli.compilation_cache import use_compilation_cache
 from experiments.cli.options import UsageError, launch, option
-from experiments.cli.start_jax import use_compilation_cache
 from rnn_jax import gradflow
 from rnn_jax.io import records
 

@@ -23,19 +23,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.analysis.flow_measurements import Measured, exponents_of, measure, slope_bounds
+from experiments.analysis.flow_measurements import (
+    Measured,
+    check_memory,
+    exponents_of,
+    measure,
+    slope_bounds,
+)
 from experiments.analysis.sine_network import network_of_run
 from experiments.analysis.sweep_theory import predicted_slope as theory_of
 from experiments.cli import axes
+from experiments.cli.compilation_cache import use_compilation_cache
 from experiments.cli.options import check, launch, option
 from experiments.cli.run_folder import open_run_folder
-from experiments.cli.start_jax import use_compilation_cache
 from experiments.reports.gradient_flow import power_of_ten, save_figures
 from experiments.setup.cells import (
     CELL_ARGS_HELP,
     CELL_HELP,
     RECURRENT_INITS,
     cell_arguments,
+    check_initializer,
     factory_named,
     make_cell,
 )
@@ -90,6 +97,9 @@ def network_of(config: FlowConfig, gain: float | None = None) -> Network:
     if config.run and gain is None:
         return network_of_run(config.run, config.moment)
     factory = factory_named(config.cell)
+    check_initializer(config.recurrent_init, config.hidden_size)
+    gates = 2 if config.cell == "lstm" else 1
+    check_memory(gates * config.hidden_size, config.length, config.batch_size)
     arguments = cell_arguments(factory, config.cell_args)
     cell = make_cell(
         factory,
@@ -137,8 +147,12 @@ def run(config: FlowConfig) -> Result:
     """Measures and draws; leaves the folder behind."""
     check(config)
     gains_of(config)
-    workdir = open_run_folder("gradient_flow", config)
     network = network_of(config)
+    with records.held(config.workdir):
+        return _run(config, network, open_run_folder("gradient_flow", config))
+
+
+def _run(config: FlowConfig, network: Network, workdir: Path) -> Result:
     measured = measure(network)
     compared = compare(config)
     for name in (

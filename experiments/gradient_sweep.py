@@ -28,18 +28,21 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
 from experiments.analysis.gradient_flow import untrained
 from experiments.analysis.sweep_theory import describe_flow
 from experiments.cli import axes
-from experiments.cli.options import UsageError, check, launch, option
+from experiments.cli.compilation_cache import use_compilation_cache
+from experiments.cli.options import MOST_DEVICES, UsageError, check, launch, option
+from experiments.cli.processes import check_processes
 from experiments.cli.run_folder import settings_of
-from experiments.cli.start_jax import use_compilation_cache
 from experiments.reports import gradient_sweep as sweep_report
 from experiments.reports.summary import write_summary
 from experiments.setup.cells import (
@@ -48,9 +51,11 @@ from experiments.setup.cells import (
     RECURRENT_INITS,
     cell_arguments,
     cell_hparams,
+    check_initializer,
     factory_named,
     known_arguments,
 )
+from experiments.setup.host_memory import available_bytes, check_groups, check_networks
 from experiments.setup.run import FolderConfig
 from experiments.setup.tasks import OPTIMIZERS, TASK_HELP, task_named
 from experiments.training import parts
@@ -58,8 +63,8 @@ from experiments.training.groups import Group, run_groups
 from experiments.training.outcome import describe_training
 from experiments.training.parts import Row
 from experiments.training.programs import Layout
-from experiments.training.side_by_side import width_within
-from experiments.training.sweep_training import STAGES, predict, sweep_training
+from experiments.training.side_by_side import check_group, width_within
+from experiments.training.sweep_training import CHUNK, STAGES, predict, sweep_training
 from rnn_jax import sharding, sweep
 from rnn_jax.cells import ACTIVATIONS
 from rnn_jax.cells.registry import takes
@@ -104,7 +109,11 @@ class SweepConfig(FolderConfig):
         0, "bound on the memory of the networks on each host, in MB; 0 for none", minimum=0
     )
     cpu_devices: int = option(
-        0, "devices to make of a CPU; 0 for one a core", minimum=0, affects_results=False
+        0,
+        "devices to make of a CPU; 0 for one a core",
+        minimum=0,
+        maximum=MOST_DEVICES,
+        affects_results=False,
     )
     distributed: bool = option(
         False,
@@ -136,13 +145,17 @@ def structures(config: SweepConfig) -> list[Row]:
     arguments = dict(
         zip(cells, known_arguments(list(factories.values()), config.cell_args), strict=True)
     )
-    for cell, activation, recurrent_init, hidden_size, length in itertools.product(
+    choices = (
         cells,
         axes.words("activation", config.activation, tuple(ACTIVATIONS)),
         axes.words("recurrent_init", config.recurrent_init, tuple(RECURRENT_INITS)),
         axes.whole_numbers("hidden_size", config.hidden_size, minimum=1),
         axes.whole_numbers("length", config.length, minimum=1),
-    ):
+    )
+    count = math.prod(len(values) for values in choices)
+    check_groups(count, "--hidden_size, --length or --cell")
+    for cell, activation, recurrent_init, hidden_size, length in itertools.product(*choices):
+        check_initializer(recurrent_init, hidden_size)
         factory = factories[cell]
         settings: Row = {"cell": cell}
         if takes(factory, "activation"):
@@ -180,21 +193,23 @@ def _leak(config: SweepConfig, value: float) -> float:
 
 def groups_of(config: SweepConfig) -> list[Group]:
     """Every network of the sweep, by structure; seeds run fastest."""
-    values = number_axes(config)
-    extra = ("learning_rate", "clip_norm") if config.train_steps else ("input_std",)
+    named = [(settings, axes_of(config, settings)) for settings in structures(config)]
+    count = sum(math.prod(map(len, axis.values())) for _, axis in named)
+    longest = max(settings["length"] for settings, _ in named)
+    check_networks(
+        config.seeds * count,
+        kept_bytes(config, longest),
+        f"--seeds, or give fewer values of {', '.join(f'--{name}' for name in named[0][1])}",
+    )
     groups = []
-    for settings in structures(config):
-        factory = factory_named(settings["cell"])
-        own = cell_arguments(factory, settings.get("cell_args", "")).numbers
-        names = [*cell_hparams(factory), *(name for name in own if name not in values), *extra]
-        axis = values | own
-        grid = np.array(list(itertools.product(*(axis[name] for name in names))), np.float64)
+    for settings, axis in named:
+        grid = np.array(list(itertools.product(*axis.values())), np.float64)
         points = np.repeat(grid, config.seeds, axis=0)
         program, describe = _program(config, settings)
         groups.append(
             Group(
                 settings,
-                {name: points[:, column] for column, name in enumerate(names)},
+                {name: points[:, column] for column, name in enumerate(axis)},
                 np.tile(np.arange(config.seeds), len(grid)),
                 program,
                 describe,
@@ -215,6 +230,24 @@ def _program(config: SweepConfig, settings: Row) -> tuple[Any, Any]:
     return training, describe_training(solved_wrong, STAGES, theory)
 
 
+def axes_of(config: SweepConfig, settings: Row) -> dict[str, list[float]]:
+    """name -> values of the hyperparameters that the networks of a group have."""
+    values = number_axes(config)
+    factory = factory_named(settings["cell"])
+    own = cell_arguments(factory, settings.get("cell_args", "")).numbers
+    extra = ("learning_rate", "clip_norm") if config.train_steps else ("input_std",)
+    names = [*cell_hparams(factory), *(name for name in own if name not in values), *extra]
+    return {name: (values | own)[name] for name in names}
+
+
+def kept_bytes(config: SweepConfig, length: int) -> int:
+    """What is kept of a network beside its line: profiles, and with training its curves."""
+    if not config.train_steps:
+        return 4 * length
+    chunks = -(-config.train_steps // CHUNK)
+    return 4 * (length * (len(STAGES) + chunks) + 2 * config.train_steps)
+
+
 def layout_of(config: SweepConfig, groups: list[Group]) -> Layout:
     """How to spread the networks over devices, within the memory allowed."""
     mesh = sharding.lanes_mesh()
@@ -224,12 +257,25 @@ def layout_of(config: SweepConfig, groups: list[Group]) -> Layout:
         lower = "--length, --hidden_size, --batch_size, --train_steps or --cpu_devices"
         width = min(width_within(limit, group, width, lower) for group in groups)
     block = width * mesh.size
+    check_memory(config, groups, width)
     if config.batch_networks % block:
         raise UsageError(
             f"--batch_networks={config.batch_networks}: {mesh.size} devices with blocks of {width} "
             f"networks want a multiple of {block}"
         )
     return Layout(width, config.batch_networks or sweep.default_lanes(width, mesh), mesh)
+
+
+def check_memory(config: SweepConfig, groups: list[Group], width: int) -> None:
+    """`UsageError` where a group takes more memory than there is; nothing is compiled."""
+    available = available_bytes()
+    for group in groups:
+        size, length = group.settings["hidden_size"], group.settings["length"]
+        # Far more than a gated cell with Adam takes; to trace its program takes seconds.
+        at_most = 4 * width * size * (50 * size + 500 * length * config.batch_size)
+        if available is not None and jax.local_device_count() * at_most > available:
+            flags = "--hidden_size, --length, --batch_size, --width or --cpu_devices"
+            check_group(group, width, flags)
 
 
 def open_folder(config: SweepConfig) -> np.ndarray:
@@ -248,6 +294,7 @@ def run(config: SweepConfig) -> list[Row]:
     """
     check(config)
     groups = groups_of(config)
+    layout = layout_of(config, groups)
     workdir = Path(config.workdir)
     writer = sharding.is_writer()
     with contextlib.ExitStack() as folder:
@@ -257,7 +304,6 @@ def run(config: SweepConfig) -> list[Row]:
             return open_folder(config)
 
         sharding.only_writer(enter)
-        layout = layout_of(config, groups)
         if writer:
             logging.warning(
                 "%d networks in %d groups, each compiled once; batches of %d on %d devices",
@@ -275,6 +321,7 @@ def run(config: SweepConfig) -> list[Row]:
 
 def main(config: SweepConfig) -> None:
     """Starts JAX as asked, and runs the sweep."""
+    check_processes(config.coordinator_address, config.num_processes, config.process_id)
     sharding.use_cpu_devices(config.cpu_devices)
     if config.distributed or config.coordinator_address:
         sharding.connect(config.coordinator_address, config.num_processes, config.process_id)

@@ -30,6 +30,7 @@ Example:
 import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import numpy as np
@@ -39,6 +40,7 @@ from experiments.cli.options import UsageError, launch, option
 from experiments.cli.start_jax import start_jax
 from experiments.reports import memory as memory_report
 from experiments.reports.summary import write_summary
+from experiments.setup.host_memory import check_groups, check_networks
 from experiments.setup.method import check_flossing, check_method, floss_iterations
 from experiments.setup.task_config import (
     TaskConfig,
@@ -77,8 +79,12 @@ def groups_of(config: MemoryConfig) -> list[Group]:
     hparams = {"learning_rate": rates}
     if config.gains:
         hparams["gain"] = axes.numbers("gains", config.gains, above=0)
+    names = preset_names(config)
+    check_groups(len(names) * len(lengths), "--length")
+    count = config.seeds * math.prod(map(len, hparams.values()))
+    check_networks(count, 0, "--seeds, or give fewer of --learning_rate and --gains")
     groups = []
-    for cure in preset_names(config):
+    for cure in names:
         settings = apply_preset(config, cure)
         check_method(settings)
         for length in lengths:

@@ -20,9 +20,9 @@ Examples:
 
 from pathlib import Path
 
+from experiments.cli.compilation_cache import use_compilation_cache
 from experiments.cli.options import launch
 from experiments.cli.run_folder import open_run_folder
-from experiments.cli.start_jax import use_compilation_cache
 from experiments.reports import sine as sine_report
 from experiments.reports.summary import write_summary
 from experiments.setup.sine import SineConfig, check_config

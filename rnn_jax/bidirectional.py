@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax.cells import Cell
+from rnn_jax.placement import align, on_its_mesh
 from rnn_jax.types import Array, Key, State
 from rnn_jax.unroll import unroll
 
@@ -74,6 +75,7 @@ def bidirectional(forward: Cell, backward: Cell) -> Bidirectional:
     return Bidirectional(init, initial_state, emit, cells)
 
 
+@on_its_mesh
 def bidirectional_unroll(
     network: Bidirectional,
     params: Directions,
@@ -101,6 +103,11 @@ def bidirectional_unroll(
         ValueError: as in `rnn_jax.unroll`.
     """
     cells = network.cells
+    if lengths is not None:
+        lengths = jnp.asarray(lengths)
+    params, xs, state, perturbations, lengths = align(
+        params, xs.ndim - 2, (xs, 1), (state, 0), (perturbations, 1), (lengths, 0)
+    )
     given = perturbations or Directions(None, None)
     forward = unroll(
         cells.forward,
@@ -130,8 +137,8 @@ def reverse_sequences(tree: State, lengths: Array | None, batch_ndim: int) -> St
         steps = jnp.arange(leaf.shape[0]).reshape((-1,) + (1,) * batch_ndim)
         steps = jnp.broadcast_to(steps, leaf.shape[: 1 + batch_ndim])
         ends = jnp.broadcast_to(lengths, steps.shape)
-        order = jnp.where(steps < ends, ends - 1 - steps, steps)
-        order = order.reshape(order.shape + (1,) * (leaf.ndim - order.ndim))
+        order = steps + jnp.where(steps < ends, ends - 1 - 2 * steps, 0)
+        order = jnp.expand_dims(order, range(order.ndim, leaf.ndim))
         return jnp.take_along_axis(leaf, order, axis=0)
 
     return jax.tree.map(reverse, tree)

@@ -59,7 +59,7 @@ def where_valid(valid: Array | None, new: State, old: State) -> State:
         return new
 
     def select(a: Array, b: Array) -> Array:
-        mask = valid.reshape(valid.shape + (1,) * (a.ndim - valid.ndim))
+        mask = jnp.expand_dims(valid, range(valid.ndim, a.ndim))
         return jnp.where(jnp.broadcast_to(mask, a.shape), a, b)
 
     return jax.tree.map(select, new, old)

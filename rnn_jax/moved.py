@@ -1,6 +1,6 @@
 """Modules of version 0.1 under their old names, until the next version.
 
-`import rnn_jax.train` still works, with a `DeprecationWarning` that names `rnn_jax.training`.
+`import rnn_jax.training` still works, with a `DeprecationWarning` that names `rnn_jax.training`.
 """
 
 import importlib

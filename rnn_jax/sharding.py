@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 LANES = "lanes"
 """The mesh axis along which networks are spread."""
@@ -89,17 +89,21 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def split_examples(tree: Tree, mesh: Mesh, axis: int = 0) -> Tree:
+def split_examples(tree: Tree, mesh: Mesh, axis: int = 0, axis_name: str | None = None) -> Tree:
     """Splits the batch axis of every array over a mesh; inside a jitted program, says to.
 
     Args:
         tree: arrays whose `axis` counts examples, such as a carry `[B, H]`, or, with axis 1,
             inputs `[T, B, D]`. Made in a jitted program, each device makes its own part only.
-        mesh: of `examples_mesh`.
+        mesh: of `examples_mesh`, or any other; of Auto axes or Explicit ones (`jax.make_mesh`), for
+            which JAX wants a jitted program that makes its own data to run in `jax.set_mesh`.
         axis: which one is B.
+        axis_name: the mesh axis to split it over; needed where a mesh has several. Arrays are
+            whole along the others, and along those of their own axes that are not B.
 
     Raises:
-        ValueError: B is no multiple of the number of devices.
+        ValueError: B is not a multiple of the number of devices along the mesh axis; several mesh
+            axes and no name, or a name that the mesh does not have.
 
     With parameters replicated and data split, a training step is data-parallel: every device runs
     the network over its own examples, and their gradients are added up. A trace is the same as on
@@ -111,14 +115,36 @@ def split_examples(tree: Tree, mesh: Mesh, axis: int = 0) -> Tree:
     >>> sharding.split_examples(jnp.zeros((4 * mesh.size, 3)), mesh).shape[1]
     3
     """
-    spec = PartitionSpec(*(None,) * axis, EXAMPLES)
+    name = _examples_axis(mesh, axis_name)
+    count = mesh.shape[name]
     for leaf in jax.tree.leaves(tree):
-        if leaf.shape[axis] % mesh.size:
+        if leaf.shape[axis] % count:
             raise ValueError(
-                f"a batch of {leaf.shape[axis]} cannot be split over {mesh.size} devices; give a "
-                f"multiple of {mesh.size}"
+                f"a batch of {leaf.shape[axis]} cannot be split over {count} devices; give a "
+                f"multiple of {count}"
             )
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
+    place = NamedSharding(mesh, PartitionSpec(*(None,) * axis, name))
+    # On an Explicit axis a constraint would only check what the type of the array says already.
+    explicit = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[name] == AxisType.Explicit
+    move = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+    return jax.tree.map(lambda leaf: move(leaf, place), tree)
+
+
+def _examples_axis(mesh: Mesh, axis_name: str | None) -> str:
+    """The name of the mesh axis for the examples: the one given, ours, or the only one."""
+    names = mesh.axis_names
+    if axis_name is None:
+        if EXAMPLES in names:
+            return EXAMPLES
+        if len(names) == 1:
+            return names[0]
+        raise ValueError(
+            f"the mesh has the axes {', '.join(names)}: give axis_name, the one to split the "
+            "examples over"
+        )
+    if axis_name not in names:
+        raise ValueError(f"axis_name is {axis_name!r}, but the mesh has {', '.join(names)}")
+    return axis_name
 
 
 def gather(tree: Any) -> Any:

@@ -10,9 +10,11 @@ from jax import lax
 
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
+from rnn_jax.placement import align, filled, on_its_mesh
 from rnn_jax.types import Array, Params, State
 
 
+@on_its_mesh
 def unroll(
     cell: Cell,
     params: Params,
@@ -53,9 +55,13 @@ def unroll(
     """
     check_fit(cell, params, state, xs, perturbations)
     valid = None if lengths is None else valid_steps(lengths, xs)
+    params, xs, state, perturbations, valid = align(
+        params, xs.ndim - 2, (xs, 1), (state, 0), (perturbations, 1), (valid, 1)
+    )
     return _unroll_layers(cell, params, state, xs, perturbations, valid)
 
 
+@on_its_mesh
 def plain_unroll(
     cell: Cell,
     params: Params,
@@ -72,13 +78,19 @@ def plain_unroll(
     """
     check_fit(cell, params, state, xs, perturbations)
     valid = None if lengths is None else valid_steps(lengths, xs)
+    params, xs, state, perturbations, valid = align(
+        params, xs.ndim - 2, (xs, 1), (state, 0), (perturbations, 1), (valid, 1)
+    )
     plain = cell._replace(affine=None)
     return run_forward(plain, params, state, xs, perturbations, valid).states
 
 
+@on_its_mesh
 def zero_perturbations(state: State, num_steps: int) -> State:
-    """Zeros like `num_steps` states, leaves `[T, B, H]`."""
-    return jax.tree.map(lambda s: jnp.zeros((num_steps, *jnp.shape(s)), jnp.result_type(s)), state)
+    """Zeros like `num_steps` states, leaves `[T, B, H]`; on a mesh, where the state is."""
+    return jax.tree.map(
+        lambda s: filled(0, jnp.result_type(s), s, jnp.ndim(s), (num_steps,)), state
+    )
 
 
 def valid_steps(lengths: Array, xs: Array) -> Array:

@@ -1,6 +1,7 @@
 """Checkpoints: what was saved comes back bit for bit, and what is broken is told."""
 
 import json
+import os
 import random
 import shutil
 import sys
@@ -84,6 +85,14 @@ def test_a_broken_one_is_passed_over(kept, tmp_path, caplog, seed):
     assert (found.step, found.notes) == (30, {"at": 30})
     assert "the checkpoint before it is used" in caplog.text
     same(found.tree, state_of(seed=30))
+
+
+def test_a_pipe_in_a_files_place_is_not_waited_for(kept, tmp_path):
+    folder = broken_copy(kept, tmp_path, 0, 0)
+    for path in (folder / "000000000040.json", folder / "000000000030" / "_METADATA"):
+        path.unlink()
+        os.mkfifo(path)
+    assert checkpoint.load(folder, state_of()).step == 20
 
 
 def test_where_none_is_whole_every_file_is_named(kept, tmp_path):

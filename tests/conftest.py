@@ -1,15 +1,15 @@
-"""Every test runs strictly: rank promotion raises, warnings are errors, two CPU devices."""
+"""Every test runs strictly: rank promotion raises, warnings are errors, four CPU devices."""
 
 import os
 from pathlib import Path
 
 # Before JAX is imported: a device count cannot be changed later.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # More threads than devices: see `rnn_jax.sharding.use_cpu_devices`.
-os.environ.setdefault("NPROC", "4")
+os.environ.setdefault("NPROC", "8")
 
 # Most of the suite's time is compilation: the second run of it takes a third of the first.
 os.environ.setdefault(

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 import rnn_jax
-from experiments import gradient_flow, memory, sine
+from experiments import benchmark, gradient_flow, memory, sine
 from experiments.cli.options import UsageError
 from experiments.setup import host_memory
 from experiments.setup.sine import config_of
@@ -117,6 +117,10 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, monkeypatc
         memory.run(
             memory.MemoryConfig(hidden_size=4096, length=str(10**7), seeds=1, workdir=str(folder))
         )
+    with pytest.raises(UsageError, match=r"GB of memory, .*: lower --hidden_size, --length"):
+        gradient_flow.run(gradient_flow.FlowConfig(hidden_size=10**6, workdir=str(folder)))
+    with pytest.raises(UsageError, match=r"GB of memory, .*: lower --hidden_size, --batch_size"):
+        benchmark.run(benchmark.BenchmarkConfig(hidden_size="1000000", workdir=str(folder)))
     assert not folder.exists()
     assert not compiled
 

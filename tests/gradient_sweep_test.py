@@ -16,6 +16,7 @@ import pytest
 
 from experiments import gradient_sweep
 from experiments.cli.options import UsageError
+from experiments.cli.processes import check_processes
 from experiments.gradient_sweep import SweepConfig, groups_of, structures
 from experiments.reports import gradient_sweep as sweep_report
 from experiments.training import groups as network_groups
@@ -241,12 +242,48 @@ def test_axes_that_a_cell_does_not_have_are_left_out():
         ({"hidden_size": "1.5"}, "--hidden_size=1.5"),
         ({"batch_networks": 3}, "--batch_networks=3"),
         ({"memory_mb": 1, "hidden_size": "400"}, "--memory_mb=1: one network"),
+        ({"seeds": 2**31 - 1}, r"GB are free: lower --seeds, or .*: 25,769,803,764 networks"),
+        ({"gain": "0.1:1:100000", "input_std": "0:1:100000"}, r"GB are free: lower --seeds, or"),
+        ({"hidden_size": "1:10000:10000", "length": "1:9:9"}, "asks for 180,000 programs"),
+        ({"hidden_size": "100000"}, "GB are free: lower --hidden_size"),
+        ({"width": 2**31 - 1}, "GB are free: lower .*--width"),
+        ({"hidden_size": "64,3", "recurrent_init": "sparse"}, "--hidden_size=3: a sparse W has 15"),
+        ({"gain": "1e-320"}, "--gain=1e-320: .* is too small; float32"),
+        ({"gain": "1,"}, "--gain=1,: there is a comma, but no number beside it"),
+        ({"cpu_devices": 1000}, "--cpu_devices=1000: give a number of at most 256"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(tmp_path, changes, said):
     with pytest.raises(UsageError, match=said):
-        run_in(tmp_path, **changes)
-    assert not (tmp_path / "networks.jsonl").exists()
+        run_in(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "count", "number", "said"),
+    [
+        ("", 0, 0, "--process_id=0: --coordinator_address and --num_processes must be given too"),
+        ("", 2, -1, "--num_processes=2: --coordinator_address and --process_id must be given too"),
+        ("host:1", 0, -1, "--coordinator_address=host:1: --num_processes and --process_id must"),
+        ("host:1", 2, 2, "--process_id=2: processes are numbered from 0, and there are"),
+        ("host", 2, 0, "--coordinator_address=host: give the host of process 0 and a port"),
+        ("host:99999", 2, 0, "give the host of process 0 and a port, such as host0:9876"),
+    ],
+)
+def test_processes_that_do_not_say_which_they_are_are_refused(address, count, number, said):
+    """Without an address each would believe itself alone, and all write to one folder."""
+    with pytest.raises(UsageError, match=said):
+        gradient_sweep.main(
+            gradient_sweep.SweepConfig(
+                coordinator_address=address, num_processes=count, process_id=number
+            )
+        )
+
+
+def test_processes_that_do_may_start():
+    check_processes("", 0, -1)
+    check_processes("host:9876", 2, 1)
+    check_processes("[::1]:9876", 1, 0)
 
 
 @pytest.mark.slow

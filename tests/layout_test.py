@@ -8,19 +8,30 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY, EXPERIMENTS, TESTS = (ROOT / name for name in ("rnn_jax", "experiments", "tests"))
 
-FOUNDATION = {"types", "initializers", "cells", "bptt", "unroll", "model", "losses", "norms"}
+FOUNDATION = {
+    "types",
+    "placement",
+    "initializers",
+    "cells",
+    "bptt",
+    "unroll",
+    "model",
+    "losses",
+    "norms",
+}
 
 ALLOWED = {
     "types": set(),
+    "placement": {"types"},
     "initializers": {"types"},
     "losses": {"types"},
     "norms": {"types"},
     "tasks": {"losses", "types"},
-    "cells": {"types", "initializers"},
+    "cells": {"types", "placement", "initializers"},
     "bridge": {"cells", "types"},
     "bptt": {"cells", "types"},
-    "unroll": {"bptt", "cells", "types"},
-    "bidirectional": {"cells", "unroll", "types"},
+    "unroll": {"bptt", "cells", "placement", "types"},
+    "bidirectional": {"cells", "unroll", "placement", "types"},
     "model": {"cells", "unroll", "initializers", "types"},
     "gradflow": FOUNDATION,
     "objectives": FOUNDATION | {"tasks"},

@@ -262,6 +262,12 @@ def test_every_cure_changes_what_is_run():
         ({"leak": 1.5, "cell": "leaky"}, "--leak=1.5: above 1"),
         ({"gains": "-1"}, "--gains=-1"),
         ({"floss_at": "0", "floss_length": 9, "floss_burn_in": 2}, "--floss_length=9"),
+        ({"seeds": 2**31 - 1}, "GB are free: lower --seeds: 2,147,483,647 networks"),
+        ({"seeds": 10**8}, "GB are free: lower --seeds"),
+        ({"learning_rate": "0.1:1:100000", "gains": "1:2:9999"}, "lower --seeds, or give fewer of"),
+        ({"length": "3:20000:19998"}, "asks for 39,996 programs, each compiled"),
+        ({"cures": "none,sparse"}, "--hidden_size=5: a sparse W has 15 entries"),
+        ({"train_steps": 3 * 10**8}, "GB are free: lower"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(changes, message, tmp_path):

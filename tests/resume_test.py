@@ -78,6 +78,21 @@ def test_a_signal_ends_the_chunk_and_the_run_goes_on_from_there(whole, tmp_path,
     assert contents(tmp_path / "run") == whole
 
 
+STRANGE_LINES = b"\n".join(
+    [
+        b'{"step": 1e400, "seconds": 1}',
+        b'{"step": 10, "seconds": 1e400}',
+        b'{"step": 10, "seconds": "1"}',
+        b'{"step": true, "seconds": 1}',
+        b'{"step": "10", "seconds": 1}',
+        b'{"step": ' + b"[" * 200_000,
+        b"9" * 5000,
+        b"\xff\x00",
+        b"",
+    ]
+)
+
+
 def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(
     whole, tmp_path, monkeypatch
 ):
@@ -90,8 +105,8 @@ def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(
     folder = tmp_path / "run" / store.CHECKPOINTS
     assert checkpoint.steps(folder) == [10, 20, 30]
     next((folder / "000000000030").rglob("_METADATA")).write_text("")
-    with (tmp_path / "run" / records.METRICS).open("a") as file:
-        file.write('{"step": 50, "lo')
+    with (tmp_path / "run" / records.METRICS).open("ab") as file:
+        file.write(STRANGE_LINES + b'{"step": 50, "lo')
     sine.run(config)
     assert contents(tmp_path / "run") == whole
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
 import rnn_jax
 from rnn_jax import objectives, sharding, training
@@ -61,6 +62,34 @@ def test_training_on_two_devices_is_training_on_one(x64):
     assert {shard.data.shape[0] for shard in together.carry.h.addressable_shards} == {B // 2}
     assert together.params.cell.W.sharding.is_fully_replicated
     assert "all-reduce" in split.lower(placed).compile().as_text()
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_batch_is_split_over_an_axis_of_any_mesh(kind, jitted):
+    devices = jax.devices()[:4]
+    line = jax.make_mesh((4,), ("data",), (kind,), devices=devices)
+    square = jax.make_mesh((2, 2), ("data", "model"), (kind,) * 2, devices=devices)
+    xs = np.random.default_rng(0).normal(size=(3, 8, 2)).astype(np.float32)
+    for mesh, name, count in ((line, None, 4), (square, "data", 2), (square, "model", 2)):
+
+        def split(xs, mesh=mesh, name=name):
+            return sharding.split_examples(xs, mesh, axis=1, axis_name=name)
+
+        with jax.set_mesh(mesh):
+            placed = (jax.jit(split) if jitted else split)(xs)
+        np.testing.assert_array_equal(placed, xs)
+        assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 8 // count, 2)}
+        spec = jax.typeof(placed).sharding.spec
+        assert spec[1] == ((name or "data") if kind == AxisType.Explicit else None)
+
+
+def test_a_mesh_axis_that_is_not_clear_is_refused():
+    square = jax.make_mesh((2, 2), ("data", "model"), devices=jax.devices()[:4])
+    with pytest.raises(ValueError, match="the axes data, model: give axis_name"):
+        sharding.split_examples(jnp.zeros((4, 3)), square)
+    with pytest.raises(ValueError, match="axis_name is 'batch', but the mesh has data, model"):
+        sharding.split_examples(jnp.zeros((4, 3)), square, axis_name="batch")
 
 
 def test_a_batch_that_cannot_be_split_is_refused():

@@ -8,10 +8,15 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import rnn_jax
+from experiments.setup import host_memory
 from experiments.setup.networks import Network
 from rnn_jax import gradflow
 from rnn_jax.gradflow import theory
 from rnn_jax.types import Array, Params, State, StepLosses
+
+NUM_LAGS = 24
+"""At most so many lags have a product of Jacobians."""
+JACOBIANS_AT_ONCE = 64
 
 
 class Measured(NamedTuple):
@@ -43,6 +48,20 @@ class Measured(NamedTuple):
     diagnosis: gradflow.Diagnosis
 
 
+def check_memory(state_size: int, num_steps: int, batch_size: int) -> None:
+    """`UsageError` where what is surely needed is more than there is; nothing is made.
+
+    Args:
+        state_size: numbers in a state.
+        num_steps: T.
+        batch_size: B.
+    """
+    products = (3 * 4 * NUM_LAGS + 8 * JACOBIANS_AT_ONCE) * state_size**2
+    adjoints = 4 * 4 * num_steps * batch_size * state_size
+    needed = products + adjoints + 4 * num_steps**2
+    host_memory.check_fits(needed, "--hidden_size, --length or --batch_size")
+
+
 def exponents_of(network: Network) -> Array:
     """Lyapunov exponents on the network's own inputs, the first fifth of the steps left out."""
     burn_in = network.xs.shape[0] // 5
@@ -55,7 +74,7 @@ def measure(network: Network) -> Measured:
     """Everything that is drawn of one network."""
     arguments = (network.cell, network.params, network.state, network.xs)
     terms = gradflow.parameter_terms(*arguments, network.step_losses)
-    lags = np.unique(np.geomspace(1, network.xs.shape[0], 24).astype(int))
+    lags = np.unique(np.geomspace(1, network.xs.shape[0], NUM_LAGS).astype(int))
     return Measured(
         log_norms=np.asarray(gradflow.state_gradients(*arguments, network.step_losses)),
         credit=np.asarray(gradflow.credit_matrix(*arguments, _of_every_step(network))),
@@ -109,9 +128,6 @@ def singular_values_by_lag(network: Network, lags: np.ndarray) -> Array:
         )
 
     return jax.jit(jax.vmap(of_lag))(jnp.asarray(lags))
-
-
-JACOBIANS_AT_ONCE = 64
 
 
 def product_eigenvalues_by_lag(network: Network, lags: np.ndarray) -> np.ndarray:

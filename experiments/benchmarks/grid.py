@@ -26,6 +26,7 @@ from experiments.benchmarks.contenders import (
 )
 from experiments.benchmarks.report import Findings, Number, Row, Wanted, ratios
 from experiments.benchmarks.timing import interleaved
+from experiments.setup import host_memory
 from rnn_jax import plots
 
 SIDE_SECONDS = 1.5
@@ -45,6 +46,14 @@ class Axes(NamedTuple):
     hidden_sizes: list[int]
     batch_sizes: list[int]
     num_steps: list[int]
+
+
+def check_memory(axes: Axes) -> None:
+    """`UsageError` where a point of the grid surely takes more memory than there is."""
+    size, batch, steps = (max(values) for values in axes[1:])
+    # Weights, their gradients and Adam's two moments; states, their inputs and their adjoints.
+    needed = 4 * (4 * size**2 + 3 * steps * batch * size)
+    host_memory.check_fits(needed, "--hidden_size, --batch_size or --num_steps")
 
 
 def findings(torch: Any, axes: Axes, repeats: int) -> Iterator[Findings]:

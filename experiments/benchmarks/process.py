@@ -56,6 +56,8 @@ def process_findings(arguments: Sequence[str], warm: Wanted | None, repeats: int
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"}
+            # JAX's own setting comes before it.
+            environment.pop("JAX_COMPILATION_CACHE_DIR", None)
             for name, runs in (("cold", cold_runs), ("warm", warm_runs)):
                 command = (sys.executable, "-m", *arguments, f"--workdir={folder}/{name}")
                 runs.append(seconds_of(command, environment))

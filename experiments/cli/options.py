@@ -33,6 +33,8 @@ NO_MEMORY = "RESOURCE_EXHAUSTED"
 """How XLA begins to say that memory is used up."""
 LARGEST = 2**31 - 1
 """No whole number of a setting is larger: no axis of an array, and no seed, may be."""
+MOST_DEVICES = 256
+"""Devices that a CPU may be made into: each takes threads and a share of every array."""
 SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, 2.0**128 - 2.0**104
 """Between these lie the sizes of float32's numbers: a setting outside would be 0 or inf."""
 
@@ -46,6 +48,7 @@ def option(
     help: str,
     *,
     minimum: float | None = None,
+    maximum: int = LARGEST,
     above: float | None = None,
     choices: Sequence[str] | None = None,
     affects_results: bool = True,
@@ -57,6 +60,7 @@ def option(
         default: its value unless given; its type is the setting's.
         help: one line for `--help`.
         minimum: smallest value allowed.
+        maximum: largest whole number allowed.
         above: the value must be larger than this.
         choices: the only texts allowed.
         affects_results: whether what comes out depends on it; if not, it is not kept with a run.
@@ -65,6 +69,7 @@ def option(
     metadata = {
         "help": help,
         "minimum": minimum,
+        "maximum": maximum,
         "above": above,
         "choices": choices,
         "affects_results": affects_results,
@@ -94,8 +99,8 @@ def _violation(value: Any, default: Any, limits: Any) -> str | None:
         return KINDS[kind]
     if isinstance(default, bool) or not isinstance(default, int | float):
         return None
-    if isinstance(value, int) and abs(value) > LARGEST:
-        return f"give a number of at most {LARGEST}"
+    if isinstance(value, int) and (value > limits["maximum"] or value < -LARGEST):
+        return f"give a number of at most {limits['maximum']}"
     if not math.isfinite(value):
         return "give a finite number"
     if not fits_float32(value):

@@ -20,13 +20,15 @@ CELL_ARGS_HELP = (
     "further arguments of the cell's factory, such as eps=0.01,gamma=0.1; in a sweep a number may "
     "be an axis: eps=0.01:0.1:10"
 )
+SPARSE_NONZEROS = 15
+"""Entries in each row of a sparse W."""
 RECURRENT_INITS: dict[str, Callable[[Any], Initializer]] = {
     "orthogonal": initializers.orthogonal,
     "gaussian": initializers.gaussian,
     "identity": initializers.identity,
     "torch": lambda gain: _scaled(gain, initializers.uniform_torch),
     "spectral": initializers.spectral_radius,
-    "sparse": lambda gain: initializers.sparse(rho=gain),
+    "sparse": lambda gain: initializers.sparse(SPARSE_NONZEROS, rho=gain),
 }
 """name -> (gain -> initializer of W)."""
 
@@ -45,6 +47,15 @@ class CellArguments(NamedTuple):
 
 def _scaled(gain: Number, init: Initializer) -> Initializer:
     return lambda *args: gain * init(*args)
+
+
+def check_initializer(recurrent_init: str, hidden_size: int) -> None:
+    """`UsageError` where a W of this size cannot be drawn in this way."""
+    if recurrent_init == "sparse" and hidden_size < SPARSE_NONZEROS:
+        raise UsageError(
+            f"--hidden_size={hidden_size}: a sparse W has {SPARSE_NONZEROS} entries in each row; "
+            "give at least as many units, or another --recurrent_init"
+        )
 
 
 def factory_named(name: str) -> Factory:

@@ -14,8 +14,7 @@ def available_bytes() -> int | None:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     if jax.default_backend() != "cpu":
         return None
-    left = [found for found in (_host_bytes(), _group_bytes()) if found is not None]
-    return min(left, default=None)
+    return host_bytes()
 
 
 def _host_bytes() -> int | None:
@@ -37,6 +36,40 @@ def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
         return limit - int((folder / "memory.current").read_text()) + int(stat["inactive_file"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+def host_bytes() -> int | None:
+    """Memory that this process can still have on its host; None where nobody tells."""
+    return min((n for n in (_host_bytes(), _group_bytes()) if n is not None), default=None)
+
+
+LINE_BYTES = 4000
+"""A network's line of networks.jsonl once it is read: measured 4,040 with training."""
+MAX_GROUPS = 10_000
+"""Groups of networks of one command: each is compiled, a second or more."""
+
+
+def check_networks(count: int, arrays: int, lower: str) -> None:
+    """`UsageError` where the lines and arrays of so many networks do not fit on the host.
+
+    Args:
+        count: networks.
+        arrays: bytes that are kept of each. When they are gathered, they are there three times.
+        lower: as in `check_fits`.
+    """
+    available = host_bytes()
+    if available is not None:
+        words = f"{lower}: {count:,} networks are asked for"
+        check_fits(count * (LINE_BYTES + 3 * arrays), words, available)
+
+
+def check_groups(count: int, lower: str) -> None:
+    """`UsageError` where more programs are asked for than anybody waits for."""
+    if count > MAX_GROUPS:
+        raise UsageError(
+            f"this asks for {count:,} programs, each compiled; at most {MAX_GROUPS:,} are: give "
+            f"fewer values of {lower}"
+        )
 
 
 def check_fits(needed: int, lower: str, available: int | None = None) -> None:

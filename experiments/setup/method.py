@@ -12,6 +12,7 @@ from experiments.setup.cells import (
     CELL_HELP,
     RECURRENT_INITS,
     cell_arguments,
+    check_initializer,
     factory_named,
     make_cell,
 )
@@ -75,6 +76,7 @@ def check_method(method: Method) -> None:
             )
     if method.leak > 1:
         raise UsageError(f"--leak={method.leak}: above 1 there is no state to renew; give 0..1")
+    check_initializer(method.recurrent_init, method.hidden_size)
     if method.stride > method.window:
         raise UsageError(
             f"--stride={method.stride}: --window={method.window} would leave out the losses "

@@ -4,7 +4,8 @@ import dataclasses
 from typing import TypeVar
 
 from experiments.cli import axes
-from experiments.cli.options import UsageError, check, option
+from experiments.cli.options import MOST_DEVICES, UsageError, check, option
+from experiments.setup.host_memory import check_networks
 from experiments.setup.method import Method, check_method
 from experiments.setup.presets import PRESETS
 from experiments.setup.run import CheckpointConfig, FolderConfig
@@ -22,7 +23,11 @@ class TaskConfig(Method, CheckpointConfig, FolderConfig):
     test_every: int = option(100, "iterations between two tests", minimum=1)
     width: int = option(0, "networks side by side on a device; 0 to choose", minimum=0)
     cpu_devices: int = option(
-        0, "devices to make of a CPU; 0 for one a core", minimum=0, affects_results=False
+        0,
+        "devices to make of a CPU; 0 for one a core",
+        minimum=0,
+        maximum=MOST_DEVICES,
+        affects_results=False,
     )
 
 
@@ -33,6 +38,8 @@ def check_task_config(config: TaskConfig) -> None:
     """`UsageError` for settings that cannot be, before anything runs."""
     check(config)
     check_method(config)
+    # Before there are arrays with an entry each.
+    check_networks(config.seeds, 0, "--seeds")
     if config.train_steps % config.test_every:
         raise UsageError(
             f"--train_steps={config.train_steps} is not a multiple of "

@@ -11,14 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.setup.host_memory import check_fits
 from experiments.training.algorithm import Algorithm
 from experiments.training.liveness import num_bytes, peak_bytes
 from experiments.training.loop import Schedule
 from experiments.training.programs import network_functions
 from rnn_jax import sweep
-
-__all__ = ["check_fits", "training_bytes", "width_bytes"]
 
 
 def training_bytes(algorithm: Algorithm, hparams: dict[str, float], schedule: Schedule) -> int:

@@ -11,9 +11,11 @@ import numpy as np
 
 from experiments.cli.options import UsageError
 from experiments.cli.run_folder import settings_of
+from experiments.setup.host_memory import check_fits, check_networks
 from experiments.setup.task_config import TaskConfig
 from experiments.training import memory_check, parts
 from experiments.training.groups import Group, Training, run_groups
+from experiments.training.liveness import num_bytes
 from experiments.training.parts import Row
 from experiments.training.programs import Layout, network_functions
 from experiments.training.store import CheckpointOptions
@@ -32,20 +34,39 @@ def layout_of(width: int, groups: list[Group]) -> Layout:
 
 def check_memory(groups: list[Group], layout: Layout) -> None:
     """`UsageError` where a group takes more memory than there is; nothing is compiled."""
-    devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    flags = "--hidden_size, --length, --batch_size, --width, --test_every or --cpu_devices"
     for group in groups:
-        assert isinstance(group.program, Training)
-        algorithm, schedule = group.program
-        init, train_chunk, measure, _ = network_functions(algorithm)
-        hparams = {name: jax.ShapeDtypeStruct((1,), np.float32) for name in group.hparams}
-        state = jax.eval_shape(jax.vmap(init), hparams, keys)
-        needed = max(
-            memory_check.width_bytes(function, (hparams, state), keys, layout.width)
-            for function in (train_chunk(schedule.chunk_size), measure)
-        )
-        flags = "--hidden_size, --length, --batch_size, --width, --test_every or --cpu_devices"
-        memory_check.check_fits(devices * needed, flags)
+        check_group(group, layout.width, flags)
+
+
+def check_group(group: Group, width: int, lower: str) -> None:
+    """`UsageError` where a group's programs and results do not fit; nothing is compiled.
+
+    Args:
+        group: of networks to train, or to measure.
+        width: networks side by side.
+        lower: the flags that make it less, as the message names them.
+    """
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    hparams = {name: jax.ShapeDtypeStruct((1,), np.float32) for name in group.hparams}
+    # The devices made of a CPU share its memory.
+    devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    if not isinstance(group.program, Training):
+        needed = memory_check.width_bytes(group.program, hparams, keys, width)
+        check_fits(devices * needed, lower)
+        return
+    algorithm, schedule = group.program
+    init, train_chunk, measure, _ = network_functions(algorithm)
+    chunk = train_chunk(schedule.chunk_size)
+    state = jax.eval_shape(jax.vmap(init), hparams, keys)
+    for function in (chunk, measure):
+        needed = memory_check.width_bytes(function, (hparams, state), keys, width)
+        check_fits(devices * needed, lower)
+    _, results, _ = jax.eval_shape(jax.vmap(chunk), (hparams, state), keys)
+    # All states, old and new, and the results of every chunk.
+    chunks = -(-schedule.num_steps // schedule.chunk_size)
+    arrays = 2 * num_bytes(state) + chunks * num_bytes(results)
+    check_networks(len(group.seeds), arrays, "--seeds, --train_steps or --length")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import optax
 import rnn_jax
 from experiments.analysis import free_running
 from experiments.analysis.sine_network import measured_arguments
+from experiments.setup.host_memory import check_fits, check_networks
 from experiments.setup.sine import SineConfig, parts_of
 from experiments.training import history, loop, memory_check
 from experiments.training.algorithm import Algorithm, Arrays, bptt_algorithm, streams
@@ -99,9 +100,10 @@ def policy_of(config: SineConfig) -> NonFinitePolicy:
 
 def check_memory(config: SineConfig) -> None:
     """`UsageError` where training takes more memory than there is; nothing is compiled."""
+    check_networks(config.seeds, 0, "--seeds")
     hparams = {"learning_rate": config.learning_rate}
     needed = memory_check.training_bytes(algorithm_of(config), hparams, schedule_of(config))
-    memory_check.check_fits(
+    check_fits(
         needed * (config.seeds if config.seeds > 1 else 1),
         "--hidden_size, --num_points, --free_run_steps, --batch_size, --log_every, --train_steps "
         "or --seeds",

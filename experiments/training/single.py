@@ -4,7 +4,6 @@ The loop is that of many networks (`experiments.training.loop`); here are its ca
 """
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from experiments.training.nonfinite import NonFinite, NonFinitePolicy
 from experiments.training.programs import Programs, of_one_network
 from experiments.training.store import CHECKPOINTS, CheckpointOptions, Saved
 from rnn_jax.io import records
+from rnn_jax.io.reading import readable_lines
 from rnn_jax.types import Key
 
 RESTORES = "restores"
@@ -200,15 +200,11 @@ def _replayed(programs: Programs, schedule: Schedule, kept: tuple[int, Any], ite
 
 def _logged_seconds(workdir: Path) -> dict[int, float]:
     """iteration -> seconds, of the lines of metrics.jsonl that can be read."""
-    seconds: dict[int, float] = {}
-    path = workdir / records.METRICS
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-            seconds[int(row["step"])] = float(row["seconds"])
-        except (ValueError, TypeError, KeyError):
-            continue
-    return seconds
+    return {
+        row["step"]: float(row["seconds"])
+        for row in readable_lines(workdir / records.METRICS)
+        if type(row.get("step")) is int and type(row.get("seconds")) in (int, float)
+    }
 
 
 def _seconds_logged(workdir: Path | None, iteration: int) -> float:

@@ -22,9 +22,11 @@ import jax
 import numpy as np
 
 from rnn_jax.io import records
+from rnn_jax.io.reading import opened, read_bytes
 
 MANIFEST_BYTES = 2**26
 """No manifest of ours is larger; a larger file is none."""
+MAX_FILE_BYTES = 2**40
 ROOM = 2**18
 """Bytes that a checkpoint may take beside its arrays: some thirty small files."""
 
@@ -186,9 +188,9 @@ def _manifest_path(place: Path) -> Path:
 
 
 def digest(path: Path) -> list[Any]:
-    """Size and SHA-256 of a file, as a manifest holds them."""
-    with path.open("rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+    """Size and SHA-256 of a file, as a manifest holds them; errors are those of `opened`."""
+    with opened(path, MAX_FILE_BYTES) as file:
+        return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
 def _own_digest(manifest: _Manifest) -> str:
@@ -205,9 +207,7 @@ def _shapes(tree: Any) -> dict[str, Any]:
 def _read_manifest(path: Path) -> _Manifest:
     """`ValueError` unless the file is a manifest, all its fields of the types they must have."""
     try:
-        if path.stat().st_size > MANIFEST_BYTES:
-            raise ValueError(f"{path} is too large for a checkpoint's manifest")
-        fields = json.loads(path.read_text())
+        fields = json.loads(read_bytes(path, MANIFEST_BYTES))
         own = fields.pop("sha256", None)
         manifest = _Manifest(**fields)
         kinds = (int, float | int | None, dict, dict, dict)
@@ -229,11 +229,7 @@ def _check_files(folder: Path, manifest: _Manifest) -> None:
         path = folder / name
         if not path.resolve().is_relative_to(inside):
             raise ValueError(f"{path} lies outside of {folder}")
-        try:
-            found = digest(path)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror})") from error
-        if found != wanted:
+        if digest(path) != wanted:
             raise ValueError(f"{path} is not what was written: cut short or changed")
     kept = {path for path in (folder / f"{manifest.step:012d}").rglob("*") if path.is_file()}
     extra = sorted(kept - {folder / name for name in manifest.files})

@@ -11,8 +11,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_CONFIG_BYTES = 2**20
 MAX_LINES_BYTES = 2**30
@@ -26,7 +27,7 @@ JSONObject = dict[str, Any]
 
 
 @contextlib.contextmanager
-def opened(path: str | Path, max_bytes: int) -> Iterator[BinaryIO]:
+def opened(path: str | Path, max_bytes: int) -> Iterator[BufferedReader]:
     """Opens a file for reading that is one, and no larger than `max_bytes`.
 
     Raises:
@@ -126,6 +127,17 @@ def read_lines(path: str | Path) -> list[JSONObject]:
                 )
             rows.append(json_object(line, where))
     return rows
+
+
+def readable_lines(path: str | Path) -> Iterator[JSONObject]:
+    """The lines of a file that hold a JSON object each; whatever else there is is passed over.
+
+    For a file that a process may have been killed over, and whose lines can be done without.
+    """
+    with contextlib.suppress(ValueError), opened(path, MAX_LINES_BYTES) as file:
+        while line := file.readline(MAX_LINE_BYTES):
+            with contextlib.suppress(ValueError):
+                yield json_object(line, str(path))
 
 
 def _finite_number(text: str) -> float:

@@ -1,0 +1,184 @@
+"""Every computation with its batch spread over a mesh: the numbers of one device."""
+
+import contextlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from networks import fast_weights, problem
+
+import rnn_jax
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+B, T, H = 4, 5, 3
+BATCH, STEPS = PartitionSpec("data"), PartitionSpec(None, "data")
+WHOLE = PartitionSpec()
+
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Such small programs take longer to compile than to run."""
+
+
+class Results(NamedTuple):
+    """What a program returns, by where it lies on a mesh.
+
+    Attributes:
+        whole: the same on every device: losses, gradients of parameters, means over the batch.
+        batch: leaves `[B, ...]`, each device having its own examples.
+        steps: leaves `[T, B, ...]`, likewise.
+    """
+
+    whole: Any = ()
+    batch: Any = ()
+    steps: Any = ()
+
+
+def step_losses(states):
+    """`[T, B]`; no two leaves of the states count alike."""
+    leaves = enumerate(jax.tree.leaves(states), 1)
+    return sum(jnp.sum(jnp.sin(n * leaf), axis=range(2, leaf.ndim)) for n, leaf in leaves)
+
+
+def whole_sum(values):
+    """The sum over the whole batch, inside `shard_map` too."""
+    return jax.lax.psum(jnp.sum(values), tuple(jax.typeof(values).manual_axis_type.varying))
+
+
+def gradients_of(unroll, cell, params, state, xs, lengths=None):
+    """Every gradient of an unroll, and all states."""
+
+    def loss(params, state, xs, perturbations):
+        states = unroll(cell, params, state, xs, perturbations=perturbations, lengths=lengths)
+        return whole_sum(step_losses(states)), states
+
+    zeros = rnn_jax.zero_perturbations(state, xs.shape[0])
+    (value, states), found = jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(
+        params, state, xs, zeros
+    )
+    return Results((value, found[0]), found[1], (found[2], found[3], states))
+
+
+def merged(results):
+    return Results(*zip(*results, strict=True))
+
+
+DEEP = rnn_jax.stack([rnn_jax.lstm(H), rnn_jax.segmented(fast_weights(), 2)])
+BOTH = rnn_jax.bidirectional(rnn_jax.layer_norm_elman(H), rnn_jax.elman(H))
+
+
+def unrolled(params, state, xs, lengths):
+    """Layers with and without structure, segments, two directions, a state made inside."""
+    fresh = DEEP.initial_state(params[0], xs.shape[1:-1])
+    return merged(
+        [
+            gradients_of(rnn_jax.unroll, DEEP, params[0], state[0], xs, lengths),
+            gradients_of(rnn_jax.bidirectional_unroll, BOTH, params[1], state[1], xs, lengths),
+            Results(steps=rnn_jax.unroll(DEEP, params[0], fresh, xs)),
+            Results(steps=rnn_jax.plain_unroll(DEEP, params[0], fresh, xs, lengths=lengths)),
+        ]
+    )
+
+
+PROGRAMS = {"unroll": (unrolled, (DEEP, BOTH))}
+
+
+def given(cells):
+    """Params and states of the cells, xs and lengths: random, on one device."""
+    problems = [problem(cell, (B,), T) for cell in cells]
+    return (
+        tuple(p.params for p in problems),
+        tuple(p.state for p in problems),
+        problems[0].xs,
+        jnp.array([3, 5, 1, 4]),
+    )
+
+
+PLACES = (WHOLE, BATCH, STEPS, BATCH)
+"""Of params, state, xs and lengths."""
+
+
+def compiled(program, *arguments):
+    return jax.jit(program).lower(*arguments).compile(FAST)(*arguments)
+
+
+def on_mesh(kind, size, program, arguments):
+    """A program, its context and its arguments, their batch spread over so many devices."""
+    devices, axis = jax.devices()[:size], AxisType.Auto if kind == "auto" else AxisType.Explicit
+    mesh = jax.make_mesh((size,), ("data",), (axis,), devices=devices)
+    placed = [
+        jax.device_put(tree, NamedSharding(mesh, place))
+        for tree, place in zip(arguments, PLACES, strict=True)
+    ]
+    if kind == "manual":
+        program = jax.shard_map(
+            program, mesh=mesh, in_specs=PLACES, out_specs=Results(WHOLE, BATCH, STEPS)
+        )
+    context = jax.set_mesh(mesh) if kind == "explicit" else contextlib.nullcontext()
+    return program, context, placed
+
+
+def check_places(results, size):
+    """Every device holds its own examples, and the whole of what is one for all of them."""
+    for leaf in jax.tree.leaves(results.whole):
+        assert leaf.sharding.is_fully_replicated
+    for axis, tree in enumerate((results.batch, results.steps)):
+        for leaf in jax.tree.leaves(tree):
+            assert {shard.data.shape[axis] for shard in leaf.addressable_shards} == {B // size}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Each program's arguments and results on one device, computed when first asked for."""
+    known = {}
+
+    def look_up(name):
+        if name not in known:
+            program, cells = PROGRAMS[name]
+            arguments = given(cells)
+            known[name] = arguments, compiled(program, *arguments)
+        return known[name]
+
+    return look_up
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("explicit", 4),
+        ("manual", 4),
+        pytest.param("explicit", 2, marks=SLOW),
+        pytest.param("explicit, mesh not set", 2, marks=SLOW),
+        pytest.param("explicit, mesh not set", 4, marks=SLOW),
+        pytest.param("manual", 2, marks=SLOW),
+        pytest.param("auto", 2, marks=SLOW),
+        pytest.param("auto", 4, marks=SLOW),
+    ],
+)
+def test_a_batch_spread_over_a_mesh_gives_the_numbers_of_one_device(kind, size, name, alone):
+    arguments, wanted = alone(name)
+    program, context, placed = on_mesh(kind, size, PROGRAMS[name][0], arguments)
+    with context:
+        results = compiled(program, *placed)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), results, wanted
+    )
+    if kind != "auto":
+        # There XLA chooses where results lie.
+        check_places(results, size)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_explicit_types_fit_without_a_mesh_set(name):
+    """Types are all that can differ from the program that runs above."""
+    program, cells = PROGRAMS[name]
+    program, _, placed = on_mesh("explicit, mesh not set", 2, program, given(cells))
+    results = jax.eval_shape(program, *placed)
+    for leaf in jax.tree.leaves(results.steps):
+        assert leaf.sharding.spec[1] == "data"
