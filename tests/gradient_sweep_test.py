@@ -17,10 +17,11 @@ import pytest
 from experiments import gradient_sweep
 from experiments.cli.options import UsageError
 from experiments.cli.processes import check_processes
-from experiments.gradient_sweep import SweepConfig, groups_of, structures
 from experiments.reports import gradient_sweep as sweep_report
+from experiments.setup.sweep import SweepConfig, structures
 from experiments.training import groups as network_groups
 from experiments.training import parts as network_parts
+from experiments.training.sweep_groups import groups_of
 from rnn_jax import gradflow
 from rnn_jax.io import records
 
@@ -274,9 +275,7 @@ def test_processes_that_do_not_say_which_they_are_are_refused(address, count, nu
     """Without an address each would believe itself alone, and all write to one folder."""
     with pytest.raises(UsageError, match=said):
         gradient_sweep.main(
-            gradient_sweep.SweepConfig(
-                coordinator_address=address, num_processes=count, process_id=number
-            )
+            SweepConfig(coordinator_address=address, num_processes=count, process_id=number)
         )
 
 

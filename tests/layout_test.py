@@ -53,6 +53,13 @@ ONLY_IN = {
 }
 """Packages that one module or package alone may import."""
 
+FLOORS = ("cli", "data", "setup", "analysis", "training", "reports", "benchmarks", "entry point")
+"""Folders of experiments, lowest first: each imports from those before it, and nobody imports an
+entry point, which is a file of experiments itself."""
+
+LONGEST = 320
+"""Lines of a file; a longer one is perhaps two ideas."""
+
 VAGUE = {"util", "utils", "helper", "helpers", "common", "misc"}
 CALLBACKS = {
     "jax.debug",
@@ -127,6 +134,55 @@ def wrong_imports(source, file):
         f"{file} imports rnn_jax.{module}, but may import {sorted(ALLOWED[owner])} of rnn_jax"
         for module in sorted(used - ALLOWED[owner])
     ]
+
+
+def floor_of(file):
+    """The floor that a file of experiments is on; None for what is only read or run."""
+    folder = Path(file).parts[1]
+    if folder.endswith(".py"):
+        return None if folder == "__init__.py" else "entry point"
+    return folder if folder in FLOORS else None
+
+
+def imports_up(source, file):
+    """What a file of experiments imports from its own height in another folder, or from above."""
+    own = FLOORS.index(floor_of(file))
+    wrong = []
+    for name in sorted(imports(source, file)):
+        if name.split(".")[0] != "experiments":
+            continue
+        path = "/".join(name.split(".")[:2])
+        used = floor_of(path if (ROOT / path).is_dir() else f"{path}.py")
+        if used is not None and FLOORS.index(used) >= own and used != FLOORS[own]:
+            wrong.append(name)
+        if used == "entry point":
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in files_of(EXPERIMENTS) if floor_of(name_of(p))], ids=name_of
+)
+def test_experiments_import_from_the_floors_below_them(path):
+    assert imports_up(path.read_text(), name_of(path)) == []
+
+
+def test_an_import_from_above_is_seen():
+    source = "from experiments.reports import sine\nfrom experiments.cli import axes"
+    assert imports_up(source, "experiments/training/loop.py") == ["experiments.reports.sine"]
+    assert imports_up("import experiments.sine", "experiments/memory.py") == ["experiments.sine"]
+    assert imports_up("from experiments import sine", "experiments/reports/sine.py")
+    assert not imports_up("from experiments.training import loop", "experiments/training/store.py")
+
+
+def test_no_file_is_two_ideas_long():
+    notebooks = EXPERIMENTS / "notebooks"
+    long = {
+        name_of(path): lines
+        for path in files_of(LIBRARY, EXPERIMENTS)
+        if notebooks not in path.parents and (lines := len(path.read_text().splitlines())) > LONGEST
+    }
+    assert long == {}
 
 
 def callbacks(source):

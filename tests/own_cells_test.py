@@ -9,20 +9,22 @@ import own_cell
 import pytest
 
 import rnn_jax
-from experiments import gradient_flow, gradient_sweep, memory
+from experiments import gradient_flow, memory
 from experiments.cli.options import UsageError
 from experiments.setup.cells import cell_arguments, cell_hparams, factory_named, make_cell
+from experiments.setup.sweep import SweepConfig
 from experiments.setup.tasks import task_named
+from experiments.training.sweep_groups import groups_of
 from rnn_jax.cells.registry import CELLS
 
 OWN = "own_cell:antisymmetric"
-SWEEP = gradient_sweep.SweepConfig(
+SWEEP = SweepConfig(
     cell=f"{OWN},elman,gru", cell_args="eps=0.01:0.1:3,gamma=0.1,0.2", gain="0.5,1", seeds=1
 )
 
 
 def test_a_number_of_ones_own_is_an_axis_like_any_other():
-    own, elman, gru = gradient_sweep.groups_of(SWEEP)
+    own, elman, gru = groups_of(SWEEP)
     assert own.settings["cell"] == OWN
     assert "activation" not in own.settings
     assert set(own.hparams) == {"eps", "gamma", "input_std"}
@@ -97,7 +99,7 @@ def test_what_is_wrong_is_said_in_one_line(changes, said):
 
 def test_an_argument_that_no_cell_of_a_sweep_has():
     with pytest.raises(UsageError, match="no cell of --cell has an argument epsilom"):
-        gradient_sweep.groups_of(dataclasses.replace(SWEEP, cell_args="epsilom=1"))
+        groups_of(dataclasses.replace(SWEEP, cell_args="epsilom=1"))
 
 
 def test_a_task_of_ones_own():
