@@ -92,7 +92,7 @@ def test_points_come_one_by_one_then_means_and_the_figure(monkeypatch):
     ]
     wanted = [number for number in last.numbers if number.wanted]
     assert [report.is_met(number) for number in wanted] == [True, False]
-    assert last.figures == {"grid.png": "figure"}
+    assert last.figures == {"grid": "figure"}
 
 
 def test_the_figure_has_each_ratio_in_its_place(monkeypatch):

@@ -68,7 +68,7 @@ def test_lengths_are_compared_by_the_time_of_a_time_step(monkeypatch):
         assert [row.at["T"] for row in part.rows] == [100, 1_000, 10_000, 100_000, 100_000]
         np.testing.assert_allclose(report.ratios(part.rows[-1]), [ratio, ratio])
         assert report.is_met(part.rows[-1]) is met
-    axes = last.figures["lengths.png"].axes[0]
+    axes = last.figures["lengths"].axes[0]
     drawn = [container.lines[0].get_ydata() for container in axes.containers]
     np.testing.assert_allclose(drawn[0], [4e-4, 2e-3, 2e-2, 0.5])
     dashed = axes.lines[0].get_ydata()
@@ -182,7 +182,7 @@ def test_networks_are_counted_with_their_iterations(monkeypatch):
     np.testing.assert_allclose([row.ours.seconds[0] for row in found.rows], seconds)
     assert [row.at["networks"] for row in found.rows] == [1, 10, 100, 1000]
     np.testing.assert_allclose([report.ratios(row)[0] for row in found.rows], [0.5, 5, 50, 500])
-    axes = found.figures["networks.png"].axes[0]
+    axes = found.figures["networks"].axes[0]
     np.testing.assert_allclose(axes.containers[0].lines[0].get_ydata(), 1e6 * np.array(seconds))
     np.testing.assert_allclose(axes.lines[0].get_ydata(), 1e6 * 8.0 / sweeps.NUM_STEPS)
 

@@ -678,7 +678,7 @@ def test_sections_run_in_the_order_given(monkeypatch, tmp_path):
 def test_what_is_found_is_on_disk_as_soon_as_it_is(monkeypatch, tmp_path):
     def stopped(config, torch):
         yield report.Findings([Row("first", times(1.0), at={"H": 16})], [])
-        figures = {"it.png": benchmark.plots.speed_ratios(["a"], [2.0], [1.0], [3.0], [1.0], "t")}
+        figures = {"it": benchmark.plots.speed_ratios(["a"], [2.0], [1.0], [3.0], [1.0], "t")}
         yield report.Findings([], [], [Number("mean", 2.0)], figures)
         raise KeyboardInterrupt
 
