@@ -35,7 +35,7 @@ SMALL = SweepConfig(
     seeds=3,
     batch_size=2,
     input_size=2,
-    width=2,
+    width=1,
     batch_networks=4,
 )
 FILES = ("networks.jsonl", "config.json", "arrays/profile_0000.npy", "arrays/profile_0001.npy")
