@@ -18,6 +18,7 @@ from experiments.memory import MemoryConfig, groups_of
 from experiments.reports import memory as memory_report
 from experiments.setup.method import Method, cell_of, check_method
 from experiments.setup.presets import PRESETS
+from experiments.setup.tasks import task_named
 from experiments.training import groups as network_groups
 from experiments.training import loop
 from experiments.training.algorithm import Algorithm, FirstNonFinite
@@ -106,7 +107,7 @@ def test_a_network_learns_as_it_would_alone(finished):
         == ("orthogonal", 8, 0.03, 1)
     )
     settings = memory.apply_preset(SMALL, "orthogonal")
-    task = memory.TASKS["adding"](8, 4)
+    task = task_named("adding", 8, 4)
     model = rnn_jax.last_only(cell_of(settings, 8), task.output_size)
     optimizer = optim.recorded(optax.adam(0.03))
     init_key, data_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 1), 3)
