@@ -46,6 +46,7 @@ from rnn_jax.model import (
     sequence_model,
 )
 from rnn_jax.unroll import plain_unroll, unroll, zero_perturbations
+from rnn_jax.watch import watch
 
 __all__ = [
     "Affine",
@@ -86,5 +87,6 @@ __all__ = [
     "stack",
     "unroll",
     "variational_dropout",
+    "watch",
     "zero_perturbations",
 ]
