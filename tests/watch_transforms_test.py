@@ -1,5 +1,6 @@
 """`watch` under JAX's transformations, on meshes, in a training loop, in other precisions."""
 
+import contextlib
 import functools
 
 import jax
@@ -132,24 +133,30 @@ def test_an_explicit_mesh(nested):
         agrees((value, grads, norms))
 
 
-def test_our_unroll_inside_shard_map():
+@pytest.mark.parametrize("kind", ["shard_map", "explicit", "explicit, mesh not set"])
+def test_our_unroll_on_meshes(kind):
     cell = rnn_jax.elman(H)
     params = cell.init(jax.random.key(0), H)
 
     def loss(params, xs):
         state = cell.initial_state(params, xs.shape[1:-1])
-        return jnp.sum(jnp.sin(rnn_jax.unroll(cell, params, 0 * xs[0] + state, xs)))
+        return jnp.sum(jnp.sin(rnn_jax.unroll(cell, params, state, xs)))
 
-    wanted = jax.jit(rnn_jax.watch(loss))(params, XS)[2]
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    mapped = jax.shard_map(
-        lambda p, x: rnn_jax.watch(loss)(p, x)[2],
-        mesh=mesh,
-        in_specs=(P(), P(None, "data")),
-        out_specs=P(None, "data"),
-    )
-    got = jax.jit(mapped)(params, XS)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, wanted)
+    ((name, wanted),) = jax.jit(rnn_jax.watch(loss))(params, XS)[2].items()
+    types = (AxisType.Auto if kind == "shard_map" else AxisType.Explicit,)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=types)
+    xs = jax.device_put(XS, NamedSharding(mesh, P(None, "data")))
+
+    def norms(params, xs):
+        return rnn_jax.watch(loss)(params, xs)[2]
+
+    if kind == "shard_map":
+        spec = P(None, "data")
+        norms = jax.shard_map(norms, mesh=mesh, in_specs=(P(), spec), out_specs=spec)
+    with jax.set_mesh(mesh) if kind == "explicit" else contextlib.nullcontext():
+        got = jax.jit(norms)(params, xs)[name]
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    assert got.sharding.spec[1] == "data"
 
 
 def test_training_steps_scanned_over_batches_with_donated_buffers():

@@ -1,5 +1,6 @@
 """What an equation is called: its module's path where the name stack holds one, else its line."""
 
+import itertools
 import os
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -48,19 +49,22 @@ def is_users(file: str) -> bool:
     return not (file.startswith((OWN, *INSTALLED)) or any(part in file for part in INSTALLED_PARTS))
 
 
-def position(eqn: Equation) -> str:
-    """Function and line of the user's own file, as "encode (model.py:42)"."""
-    frames = frames_of(eqn)
-    own = [frame for frame in frames if is_users(frame[0])]
-    for file, function, line in own or frames[-1:]:
+def position(way: Sequence[Equation]) -> str:
+    """Function and line of the user's own file, as "encode (model.py:42)".
+
+    Args:
+        way: the equation, and before it those around it. Within a jit a traceback may begin there.
+    """
+    innermost = frames_of(way[-1])[-1:]
+    own = (f for eqn in reversed(way) for f in frames_of(eqn) if is_users(f[0]))
+    for file, function, line in [*itertools.islice(own, 1), *innermost][:1]:
         return f"{function.split('<locals>.')[-1]} ({os.path.basename(file)}:{line})"
-    return eqn.primitive.name
+    return way[-1].primitive.name
 
 
-def name_of(scope: Sequence[str], eqn: Equation) -> str:
-    """The path of modules around an equation and of itself, else its `position`."""
-    path = "/".join((*scope, *scope_of(eqn)))
-    return path or position(eqn)
+def name_of(way: Sequence[Equation]) -> str:
+    """The path of modules to an equation, which is the last of `way`; else its `position`."""
+    return "/".join(name for eqn in way for name in scope_of(eqn)) or position(way)
 
 
 def unique(names: Sequence[str]) -> Iterator[str]:

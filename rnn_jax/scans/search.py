@@ -18,7 +18,7 @@ from rnn_jax.scans.equations import (
     programs_of,
     scan_layout,
 )
-from rnn_jax.scans.names import name_of, position, scope_of, unique
+from rnn_jax.scans.names import name_of, position, unique
 from rnn_jax.scans.recurrence import carries_state, recurrent_leaves
 from rnn_jax.tap import adjoint_sites_p, varying_axes
 
@@ -88,11 +88,10 @@ class Found(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """Where the search is, and the scans and shard_maps around it."""
+    """Where the search is: the path to it, and the equations on its way."""
 
     path: Path = ()
-    scope: tuple[str, ...] = ()
-    enclosing: tuple[Equation, ...] = ()
+    way: tuple[Equation, ...] = ()
 
 
 class _Collected(NamedTuple):
@@ -143,7 +142,7 @@ def _search(jaxpr: Jaxpr, varied: set[Any], level: _Level, collected: _Collected
     varied = set(varied)
     for number, eqn in enumerate(jaxpr.eqns):
         operands = {v for v in eqn.invars if not is_literal(v)}
-        here = level._replace(path=(*level.path, number))
+        here = _Level((*level.path, number), (*level.way, eqn))
         if eqn.primitive is adjoint_sites_p:
             collected.recurrences.append(_sites(eqn, here))
             sited.update(eqn.outvars)
@@ -165,21 +164,20 @@ def _search_inside(eqn: Equation, varied: set[Any], level: _Level, collected: _C
     if kind == "while":
         if varied and carries_state(eqn):
             collected.unwatchable.append(
-                f"the while_loop at {position(eqn)}, whose number of steps is not known"
+                f"the while_loop at {position(level.way)}, whose number of steps is not known"
             )
         return
     if kind == "other":
         if any(contains_scan(p) for p in all_programs_of(eqn)):
-            collected.unwatchable.append(f"a scan within {eqn.primitive.name} at {position(eqn)}")
+            collected.unwatchable.append(
+                f"a scan within {eqn.primitive.name} at {position(level.way)}"
+            )
         return
-    inside = level._replace(scope=(*level.scope, *scope_of(eqn)))
     if kind == "scan":
         found = _recurrences_of(eqn, level)
         collected.recurrences.extend(found)
         if not found:
-            collected.stateless.append(position(eqn))
-    if kind in ("scan", "shard_map"):
-        inside = inside._replace(enclosing=(*level.enclosing, eqn))
+            collected.stateless.append(position(level.way))
     for number, program in enumerate(programs_of(eqn)):
         inputs = {
             i
@@ -189,7 +187,7 @@ def _search_inside(eqn: Equation, varied: set[Any], level: _Level, collected: _C
         if kind == "scan" and inputs:
             num_consts, num_carry = scan_layout(eqn)
             inputs.update(program.jaxpr.invars[num_consts : num_consts + num_carry])
-        _search(program.jaxpr, inputs, inside._replace(path=(*level.path, number)), collected)
+        _search(program.jaxpr, inputs, _Level((*level.path, number), level.way), collected)
 
 
 def _recurrences_of(eqn: Equation, level: _Level) -> list[Recurrence]:
@@ -204,7 +202,7 @@ def _recurrences_of(eqn: Equation, level: _Level) -> list[Recurrence]:
         )
         for n in positions
     ]
-    name = name_of(level.scope, eqn)
+    name = name_of(level.way)
     return [
         Recurrence(
             name if n == 0 else f"{name}/carry_{group[0].position}",
@@ -228,10 +226,10 @@ def _by_batch_axes(leaves: Sequence[Leaf]) -> list[tuple[Leaf, ...]]:
 def _outer_axes(level: _Level, leaves: Sequence[Leaf]) -> tuple[Outer, ...]:
     varying = frozenset().union(*(varying_axes(leaf.aval) for leaf in leaves))
     outer = []
-    for eqn in level.enclosing:
+    for eqn in level.way[:-1]:
         if kind_of(eqn) == "scan":
             outer.append(Outer(eqn.params["length"]))
-        else:
+        elif kind_of(eqn) == "shard_map":
             sizes = mesh_sizes(eqn)
             axes = tuple(axis for axis in sizes if axis in varying or not checks_varying(eqn))
             outer.append(Outer(math.prod(sizes[axis] for axis in axes), axes))
@@ -240,7 +238,7 @@ def _outer_axes(level: _Level, leaves: Sequence[Leaf]) -> tuple[Outer, ...]:
 
 def _sites(eqn: Equation, level: _Level) -> Recurrence:
     num_states, label = eqn.params["num_states"], eqn.params["label"]
-    name = name_of(level.scope, eqn)
+    name = name_of(level.way)
     pairs = zip(eqn.invars[:num_states], eqn.outvars, strict=True)
     leaves = tuple(
         Leaf(n, n, state.aval.update(manual_axis_type=zeros.aval.manual_axis_type))
