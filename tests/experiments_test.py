@@ -11,6 +11,7 @@ import rnn_jax
 from experiments import diagnose, flow_measurements, gradient_flow, sine, sine_figures
 from experiments.networks import Network
 from experiments.nonfinite import advice, first_nonfinite
+from experiments.outcomes import outcome_of_run
 from rnn_jax import records, train
 
 TINY = sine.SineConfig(num_steps=30, log_every=10, hidden_size=4, trace_parameters=True)
@@ -154,6 +155,17 @@ def test_a_run_is_diagnosed_at_its_start_and_its_end(tutorial_run, capsys):
     assert "end of training" in said
     assert "from start to end: " in said
     assert "gradient norm by quantile" in said
+    # Ten iterations of three lines; the best answer without memory is sin(10 / 49)^2 / 2.
+    mean_loss = records.load_metrics(tutorial_run.workdir)[-1]["mean_loss"]
+    end = said.partition("--- end of training ---")[2]
+    assert f"(loss {mean_loss:.2g}; {np.sin(10 / 49) ** 2 / 2:.2g} without memory)" in end
+    assert "without memory" not in said.partition("--- end of training ---")[0]
+
+
+def test_the_outcome_of_a_run_is_not_made_up(tutorial_run):
+    settings = records.load_config(tutorial_run.workdir)
+    assert outcome_of_run(tutorial_run.workdir, settings).loss > 0
+    assert outcome_of_run(tutorial_run.workdir, settings | {"experiment": "benchmark"}) is None
 
 
 def test_gradient_flow_looks_at_a_run(tutorial_run, tmp_path):
