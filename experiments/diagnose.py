@@ -2,7 +2,8 @@
 
 Works on the folder of a finished or stopped run. Prints what `rnn_jax.gradflow.diagnose` finds for
 the network as it was initialized and as it was trained last, what changed between the two, and how
-often clipping fired.
+often clipping fired. Beside the verdict stands whether the task needed more: the loss with which
+training ended, and that of the best answer without memory, where the experiment knows it.
 
 Example:
   python -m experiments.diagnose --run=runs/sine
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.analysis.outcomes import outcome_of_run
 from experiments.analysis.sine_network import network_of_run
 from experiments.cli.compilation_cache import use_compilation_cache
 from experiments.cli.options import UsageError, launch, option
@@ -34,18 +36,21 @@ def diagnose_run(folder: str, moment: str) -> gradflow.Diagnosis | None:
     if not records.tree_exists(folder, f"params_{moment}"):
         return None
     network = network_of_run(folder, moment)
-    return gradflow.diagnose(*network)
+    ended = moment == "end"
+    outcome = outcome_of_run(folder, records.load_config(folder)) if ended else None
+    return gradflow.diagnose(*network, outcome=outcome)
 
 
 def changes(start: gradflow.Diagnosis, end: gradflow.Diagnosis) -> str:
     """What training changed, in one line."""
     words = []
-    for name in ("verdict", "slope", "horizon", "saturation", "exponent"):
+    for name in ("verdict", "growth_rate", "horizon", "saturation", "exponent"):
         old, new = getattr(start, name), getattr(end, name)
         if isinstance(old, float):
             if math.isnan(old) and math.isnan(new):
                 continue
             old, new = f"{old:.3g}", f"{new:.3g}"
+        name = name.replace("_", " ")
         words.append(f"{name} {old}" if old == new else f"{name} {old} -> {new}")
     return "from start to end: " + ", ".join(words)
 

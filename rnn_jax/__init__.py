@@ -51,6 +51,7 @@ from rnn_jax.model import (
 )
 from rnn_jax.moved import MOVED, OldNames
 from rnn_jax.unroll import plain_unroll, unroll, zero_perturbations
+from rnn_jax.watch import watch
 
 __version__ = "0.2.0"
 
@@ -93,6 +94,7 @@ __all__ = [
     "stack",
     "unroll",
     "variational_dropout",
+    "watch",
     "zero_perturbations",
 ]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rnn_jax.cells import Cell
 from rnn_jax.placement import align, on_its_mesh
 from rnn_jax.types import Array, Key, State
-from rnn_jax.unroll import unroll
+from rnn_jax.unroll import unroll_in_order
 
 
 class Directions(NamedTuple):
@@ -109,23 +109,30 @@ def bidirectional_unroll(
         params, xs.ndim - 2, (xs, 1), (state, 0), (perturbations, 1), (lengths, 0)
     )
     given = perturbations or Directions(None, None)
-    forward = unroll(
+    forward = unroll_in_order(
         cells.forward,
         params.forward,
         state.forward,
         xs,
-        perturbations=given.forward,
-        lengths=lengths,
+        given.forward,
+        lengths,
+        label="forward",
     )
-    backward = unroll(
+
+    def reverse(tree: State) -> State:
+        return reverse_sequences(tree, lengths, xs.ndim - 2)
+
+    backward = unroll_in_order(
         cells.backward,
         params.backward,
         state.backward,
-        reverse_sequences(xs, lengths, xs.ndim - 2),
-        perturbations=reverse_sequences(given.backward, lengths, xs.ndim - 2),
-        lengths=lengths,
+        reverse(xs),
+        reverse(given.backward),
+        lengths,
+        arrange=reverse,
+        label="backward",
     )
-    return Directions(forward, reverse_sequences(backward, lengths, xs.ndim - 2))
+    return Directions(forward, reverse(backward))
 
 
 def reverse_sequences(tree: State, lengths: Array | None, batch_ndim: int) -> State:

@@ -1,6 +1,7 @@
 """A cell over a sequence, differentiated adjoints first."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
 from rnn_jax.placement import align, filled, on_its_mesh
+from rnn_jax.tap import adjoint_sites, tap
 from rnn_jax.types import Array, Params, State
 
 
@@ -53,12 +55,38 @@ def unroll(
     >>> states.c.shape, states.h.shape
     ((7, 4), (7, 4))
     """
+    return unroll_in_order(cell, params, state, xs, perturbations, lengths)
+
+
+def unroll_in_order(
+    cell: Cell,
+    params: Params,
+    state: State,
+    xs: Array,
+    perturbations: State | None,
+    lengths: Array | None,
+    arrange: Callable[[State], State] = lambda sites: sites,
+    label: str = "",
+) -> State:
+    """`unroll` of a sequence that was rearranged before it.
+
+    Args:
+        cell, params, state, xs, perturbations, lengths: as of `unroll`.
+        arrange: an array over the given sequence -> in the order of xs. `rnn_jax.watch` shows
+            dL/ds_t in the given order.
+        label: added to the name that it shows.
+    """
     check_fit(cell, params, state, xs, perturbations)
     valid = None if lengths is None else valid_steps(lengths, xs)
     params, xs, state, perturbations, valid = align(
         params, xs.ndim - 2, (xs, 1), (state, 0), (perturbations, 1), (valid, 1)
     )
-    return _unroll_layers(cell, params, state, xs, perturbations, valid)
+    everything = (state, params, xs, valid)
+    sites = None
+    # Nobody watches a call whose numbers are all there, and zeros would take as much as its states.
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(everything)):
+        sites = arrange(adjoint_sites(state, xs.shape[0], everything, label))
+    return _unroll_layers(cell, params, state, xs, perturbations, sites, valid)
 
 
 @on_its_mesh
@@ -150,7 +178,7 @@ def run_forward(
     perturbations: State | None = None,
     valid: Array | None = None,
 ) -> bptt.Trajectory:
-    """`adjoint.forward`, with what does not fit said in the user's terms."""
+    """`bptt.forward`, with what does not fit said in the user's terms."""
     try:
         return bptt.forward(cell, params, state, xs, perturbations, valid)
     except TypeError as error:
@@ -168,6 +196,7 @@ def _unroll_layers(
     state: State,
     xs: Array,
     perturbations: State | None,
+    sites: State | None,
     valid: Array | None,
 ) -> State:
     """A stack one layer after the other, each over the whole sequence by its own adjoint.
@@ -175,20 +204,23 @@ def _unroll_layers(
     The layer above sees the same states as in a scan over whole steps, and each layer keeps its
     structure: its input product, weight gradients included, is one product over all t.
     A perturbation is added to s_t when the step is done, so the layer above meets it at t + 1 only.
+    So it is with sites, which are nowhere added: their cotangent is the perturbations'.
     """
     if cell.segment_length is not None and cell.segment_length < xs.shape[0]:
-        return _unroll_segments(cell, params, state, xs, perturbations, valid)
+        return _unroll_segments(cell, params, state, xs, perturbations, sites, valid)
     if cell.layers is None:
-        return _unroll(cell, params, state, xs, perturbations, valid)
+        return _unroll(cell, params, state, xs, perturbations, sites, valid)
     nothing = (None,) * len(cell.layers)
     states = []
-    for layer, own, first, perturbation in zip(
-        cell.layers, params, state, perturbations or nothing, strict=True
+    for layer, own, first, perturbation, site in zip(
+        cell.layers, params, state, perturbations or nothing, sites or nothing, strict=True
     ):
-        states.append(_unroll_layers(layer, own, first, xs, perturbation, valid))
+        states.append(_unroll_layers(layer, own, first, xs, perturbation, site, valid))
         computed = states[-1]
         if perturbation is not None:
             computed = jax.tree.map(jnp.subtract, computed, perturbation)
+        if site is not None:
+            computed = jax.tree.map(lambda c, s: tap(c, -s), computed, site)
         xs = layer.emit(computed)
     return tuple(states)
 
@@ -199,6 +231,7 @@ def _unroll_segments(
     state: State,
     xs: Array,
     perturbations: State | None,
+    sites: State | None,
     valid: Array | None,
 ) -> State:
     """One segment after the other; of each, the way back keeps the start and runs it again."""
@@ -213,7 +246,7 @@ def _unroll_segments(
         states = _unroll_layers(plain, params, start, *part)
         return jax.tree.map(lambda s: s[-1], states), states
 
-    sequences = (xs, perturbations, valid)
+    sequences = (xs, perturbations, sites, valid)
     first = jax.tree.map(lambda a: a[:head], sequences)
     rest = jax.tree.map(lambda a: a[head:].reshape(-1, length, *a.shape[1:]), sequences)
     parts = []
@@ -232,8 +265,10 @@ def _unroll(
     state: State,
     xs: Array,
     perturbations: State | None,
+    sites: State | None,
     valid: Array | None,
 ) -> State:
+    del sites
     return run_forward(cell, params, state, xs, perturbations, valid).states
 
 
@@ -243,18 +278,20 @@ def _forward(
     state: State,
     xs: Array,
     perturbations: State | None,
+    sites: State | None,
     valid: Array | None,
 ) -> tuple[State, Any]:
     trajectory = run_forward(cell, params, state, xs, perturbations, valid)
-    return trajectory.states, (params, trajectory, perturbations is not None)
+    return trajectory.states, (params, trajectory, perturbations is not None, sites is not None)
 
 
 def _backward(cell: Cell, residuals: Any, immediate: State) -> tuple[Any, ...]:
-    params, trajectory, perturbed = residuals
+    params, trajectory, perturbed, sited = residuals
     linearization = bptt.linearize(cell, params, trajectory)
     result, initial = bptt.adjoints(linearization, immediate, trajectory.valid)
     gradients, inputs = bptt.parameter_gradients(cell, params, trajectory, result)
-    return gradients, initial, inputs, result if perturbed else None, None
+    of_zeros = (result if perturbed else None, result if sited else None)
+    return gradients, initial, inputs, *of_zeros, None
 
 
 _unroll.defvjp(_forward, _backward)

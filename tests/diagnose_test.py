@@ -256,4 +256,103 @@ def test_report_says_it_all():
     assert len(found.remedies) >= 2
     for number, remedy in enumerate(found.remedies, 1):
         assert f"{number}. {remedy.name}: {remedy.advice}" in report
-    assert len(report.splitlines()) == 6 + len(found.remedies)
+    assert "all but 0.1% of it comes from the last 6 steps before the loss" in report
+    assert f"\ntask: {found.task}\ntry:\n" in report
+    assert len(report.splitlines()) == 8 + len(found.remedies)
+
+
+def test_the_former_names_still_work():
+    found = gradflow.diagnose(TANH, *network(orthogonal(0.3)), LAST)
+    assert (found.slope, found.slope_error) == (found.growth_rate, found.growth_rate_error)
+
+
+@jax.jit
+def cut_gradient(params, state, xs, ends, window):
+    """dL/dtheta by `jax.grad` through a state cut off `window` steps before each example's end."""
+
+    def loss(params):
+        def step(s, inputs):
+            t, x = inputs
+            cut = jnp.where((t == ends - window)[:, None], jax.lax.stop_gradient(s), s)
+            return jnp.where((t < ends)[:, None], TANH.step(params, cut, x), s), None
+
+        return jnp.mean(jax.lax.scan(step, state, (jnp.arange(T), xs))[0].sum(-1))
+
+    return jax.grad(loss)(params)
+
+
+@pytest.mark.parametrize("lengths", [None, [30, 25, 14]])
+def test_what_lies_beyond_the_horizon_adds_little(lengths):
+    given = network(orthogonal(0.4))
+    ends = jnp.full(B, T) if lengths is None else jnp.array(lengths)
+    found = gradflow.diagnose(TANH, *given, LAST, lengths=None if lengths is None else ends)
+    assert found.verdict == "vanishing"
+    full, cut = (cut_gradient(*given, ends, w) for w in (T + 1, int(found.horizon)))
+    rest = jax.tree.map(jnp.subtract, full, cut)
+    size, left = (np.sqrt(sum(np.sum(np.square(g)) for g in tree)) for tree in (full, rest))
+    np.testing.assert_allclose(found.left_out, left / size, rtol=1e-3)
+    assert 1e-5 < found.left_out < 0.01
+
+
+def test_both_directions_are_diagnosed_one_by_one():
+    both = rnn_jax.bidirectional(TANH, TANH)
+    params = both.init(jax.random.key(0), D)
+    state, xs = both.initial_state(params, (B,)), jnp.ones((T, B, D))
+    with pytest.raises(ValueError, match=r"given a Bidirectional; .*diagnose each direction"):
+        gradflow.diagnose(both, params, state, xs, LAST)
+
+
+# Did the task need the reach?
+
+
+def outcome_of(loss, chance_loss, gain=0.3):
+    given = network(orthogonal(gain), size=0.1)
+    cell = IDENTITY if gain >= 1 else TANH
+    return gradflow.diagnose(cell, *given, LAST, outcome=gradflow.Outcome(loss, chance_loss))
+
+
+@pytest.mark.parametrize(
+    ("loss", "gain", "words"),
+    [
+        (
+            8.5e-6,
+            0.3,
+            "learned (loss 8.5e-06; 0.02 without memory): it does not need a gradient that reaches "
+            "further back than 6 steps, and nothing has to change",
+        ),
+        (
+            0.0199,
+            0.3,
+            "not learned (loss 0.02; 0.02 without memory): if the answer lies more than 6 steps "
+            "before the loss, this gradient hardly knows of it",
+        ),
+        (0.01, 0.3, "learned in part (loss 0.01; 0.02 without memory): if the answer lies more"),
+        (
+            0.02,
+            1.0,
+            "not learned (loss 0.02; 0.02 without memory): the gradient reaches all of the "
+            "sequence, so look elsewhere",
+        ),
+        (1e-4, 2.0, "learned (loss 0.0001; 0.02 without memory): but one large gradient can undo"),
+    ],
+)
+def test_a_verdict_stands_beside_what_the_task_needed(loss, gain, words):
+    found = outcome_of(loss, 0.02, gain)
+    assert found.task.startswith(words)
+    assert f"\ntask: {words}" in str(found)
+    needless = found.verdict == "vanishing" and loss < 0.001
+    assert ("\nto reach further all the same, try the following" in str(found)) == needless
+    assert bool(found.remedies) == (gain != 1.0)
+
+
+def test_without_a_loss_the_report_says_what_could_not_be_learned():
+    found = gradflow.diagnose(TANH, *network(orthogonal(0.3), size=0.1), LAST)
+    assert found.task.startswith("inputs more than 6 steps before a loss have next to no part in")
+    assert "if your loss is good already, the task does not need them" in found.task
+    assert gradflow.diagnose(IDENTITY, *network(np.eye(H)), LAST).task == ""
+
+
+@pytest.mark.parametrize(("loss", "chance_loss"), [(0.1, 0.0), (0.1, np.nan), (np.nan, 1.0)])
+def test_losses_that_say_nothing_are_refused(loss, chance_loss):
+    with pytest.raises(ValueError, match=r"^outcome\.(chance_)?loss is (0\.0|nan); give "):
+        outcome_of(loss, chance_loss)

@@ -10,6 +10,7 @@ import pytest
 import rnn_jax
 from experiments import diagnose, gradient_flow, sine
 from experiments.analysis import flow_measurements
+from experiments.analysis.outcomes import outcome_of_run
 from experiments.reports import sine as sine_report
 from experiments.setup.networks import Network
 from experiments.training.algorithm import first_nonfinite
@@ -161,6 +162,17 @@ def test_a_run_is_diagnosed_at_its_start_and_its_end(tutorial_run, capsys):
     assert "end of training" in said
     assert "from start to end: " in said
     assert "gradient norm by quantile" in said
+    # Ten iterations of three lines; the best answer without memory is sin(10 / 49)^2 / 2.
+    mean_loss = records.load_metrics(tutorial_run.workdir)[-1]["mean_loss"]
+    end = said.partition("--- end of training ---")[2]
+    assert f"(loss {mean_loss:.2g}; {np.sin(10 / 49) ** 2 / 2:.2g} without memory)" in end
+    assert "without memory" not in said.partition("--- end of training ---")[0]
+
+
+def test_the_outcome_of_a_run_is_not_made_up(tutorial_run):
+    settings = records.load_config(tutorial_run.workdir)
+    assert outcome_of_run(tutorial_run.workdir, settings).loss > 0
+    assert outcome_of_run(tutorial_run.workdir, settings | {"experiment": "benchmark"}) is None
 
 
 def test_gradient_flow_looks_at_a_run(tutorial_run, tmp_path):

@@ -81,8 +81,8 @@ def test_the_flax_network_is_diagnosed_and_cured(tmp_path):
     text, pictures = texts_and_pictures("diagnose_your_flax_rnn", tmp_path)
     assert pictures == 3
     verdicts = re.findall("gradient: (.*)", text)
-    assert verdicts == ["vanishing"] * 3 + ["healthy", "vanishing"]
-    assert "forget-gate bias: start it at ln(T - 1) = 4.08" in text
+    assert verdicts == ["vanishing", "healthy", "vanishing", "healthy", "vanishing"]
+    assert "forget-gate bias: start params['hf']['bias'] at ln(T - 1) = 4.08" in text
     right = dict(re.findall(r"^(.*): (\d+)% right$", text, re.MULTILINE))
     assert int(right["SimpleCell"]) < 40
     assert int(right["LSTM"]) < 40

@@ -181,34 +181,37 @@ draw(profiles, "The gradient is lost (dotted: a thousandth) before the first sym
 # %% [markdown]
 # ## 3. The prescription
 #
-# A bridged cell is a black box: it can be measured, but nobody knows what its weights are called.
-# A `SimpleCell` is our `elman`, and `bridge.from_flax` carries its weights over. Now the diagnosis
-# can name the part to change.
+# The report ends with what to try. A `SimpleCell` is recognised by its parameters, so the remedies
+# name yours, `params['h']['kernel']`; each that changes a parameter has been tried, and the growth
+# rate and the horizon that came of it stand beside it. Flax draws its recurrent weights orthogonal
+# already, so that is not among them. `gradflow.apply_remedy` applies the first one:
 
 # %%
-print(examine(rnn_jax.elman(H), bridge.from_flax(params["cell"]), params["readout"]))
+found = examine(cell, params["cell"], params["readout"])
+print(found.remedies[0].advice)
+scaled = gradflow.apply_remedy(found.remedies[0], params["cell"])
+print(examine(cell, scaled, params["readout"]))
 
 # %% [markdown]
-# Flax draws its recurrent weights orthogonal already, so that is not among the remedies. Take the
-# second: a gated cell. In Flax that is another cell in the same model, and the examination costs
-# one line more. Look before you train.
+# That mends the gradient before training. What keeps it while the weights change is the other
+# remedy, a gated cell. In Flax that is another cell in the same model. Look before you train.
 
 # %%
 model = Classifier(nn.OptimizedLSTMCell(H))
 params = model.init(jax.random.key(0), xs)["params"]
-print(examine(rnn_jax.lstm(H), bridge.from_flax(params["cell"]), params["readout"]))
+cell = bridge.from_linen(nn.OptimizedLSTMCell(H))
+found = examine(cell, params["cell"], params["readout"])
+print(found)
 
 # %% [markdown]
 # An LSTM is no cure by itself. Flax starts its forget gates at bias 0: each lets through
 # $\sigma(0) = 1/2$ a step. The first remedy has the number: the bias at $\ln(T-1) = 4.08$ makes
 # that $1 - 1/T$.
 #
-# For the proof, train it both ways. Setting the bias is one line of Flax.
+# For the proof, train it both ways.
 
 # %%
-cell = bridge.from_linen(nn.OptimizedLSTMCell(H))
-treated = jax.tree.map(jnp.copy, params)
-treated["cell"]["hf"]["bias"] = jnp.full(H, np.log(T - 1))
+treated = params | {"cell": gradflow.apply_remedy(found.remedies[0], params["cell"])}
 
 for name, start in (("LSTM", params), ("LSTM, forget bias 4.08", treated)):
     trained, loss = train(model, start)
@@ -261,8 +264,9 @@ print(examine(bridge.from_nnx(make), nnx_params, readout))
 # ## What was done
 #
 # 1. `bridge.from_linen(cell)` or `bridge.from_nnx(factory)`: your cell, to be measured.
-# 2. `gradflow.diagnose(...)`: the verdict, the slope, and how far back the gradient reaches.
-# 3. `bridge.from_flax(params)`: your weights by our names, so that the remedies name them too.
-# 4. The remedy, in Flax, and the diagnosis again. **Look before you train: it takes a second.**
+# 2. `gradflow.diagnose(...)`: the verdict, the growth rate, how far back the gradient reaches, and
+#    what to try, by the names of your parameters.
+# 3. `gradflow.apply_remedy(remedy, params)`: the remedy, in your parameters.
+# 4. The diagnosis again. **Look before you train: it takes a second.**
 #
 # Why any of this is so: `why_an_rnn_forgets`.

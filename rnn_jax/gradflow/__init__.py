@@ -25,6 +25,7 @@ one backward pass. The loss is given as L_t of every step, as a `LastStep`, or a
     truncation_bias     what is left of dL/dtheta if sums stop at t - k < window
     parameter_sensitivity   |ds_t/dtheta|, which explodes near the edge though lambda does not
     diagnose            a verdict on all of it, and what to try
+    apply_remedy        parameters with one of its remedies applied
     origin_of_nonfinite     where a NaN or inf began
     clipping_report     how often clipping fires, and what bound to choose
 
@@ -44,7 +45,10 @@ from rnn_jax.gradflow.diagnose import Diagnosis, diagnose
 from rnn_jax.gradflow.jacobians import jacobian_product, lyapunov_spectrum
 from rnn_jax.gradflow.losses import Immediate, LastStep
 from rnn_jax.gradflow.origin import Origin, origin_of_nonfinite
+from rnn_jax.gradflow.outcome import Outcome
 from rnn_jax.gradflow.params import parameter_terms
+from rnn_jax.gradflow.remedies import apply_remedy
+from rnn_jax.gradflow.remedy import Remedy
 from rnn_jax.gradflow.sensitivity import parameter_sensitivity
 from rnn_jax.gradflow.states import leaf_gradients, state_gradients, value_and_grad
 from rnn_jax.gradflow.truncation import TruncationBias, truncation_bias
@@ -55,7 +59,10 @@ __all__ = [
     "Immediate",
     "LastStep",
     "Origin",
+    "Outcome",
+    "Remedy",
     "TruncationBias",
+    "apply_remedy",
     "clipping_report",
     "credit_matrix",
     "diagnose",
