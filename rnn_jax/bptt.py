@@ -260,7 +260,10 @@ def parameter_gradients(
         return pullback(adjoint)
 
     projected, recurred = preactivation_cotangents(cell, params, trajectory, adjoint)
-    from_input, inputs = jax.vjp(affine.project, params, trajectory.xs)[1](projected)
+    primal, pullback = jax.vjp(affine.project, params, trajectory.xs)
+    # Of x in bfloat16 and a state in float32 the first product is bfloat16, its cotangent is not.
+    projected = jax.tree.map(lambda c, p: c.astype(p.dtype), projected, primal)
+    from_input, inputs = pullback(projected)
     (from_state,) = jax.vjp(lambda p: affine.recur(p, previous), params)[1](recurred)
     total = jax.tree.map(jnp.add, from_input, from_state)
     if affine.slope is None and affine.derivative is None:

@@ -6,10 +6,16 @@ singular values, so the initializers here are named by the spectrum that they gi
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rnn_jax.types import Array, Initializer, Key
 
 zeros: Initializer = jax.nn.initializers.zeros
+
+
+def default_dtype() -> jnp.dtype:
+    """What parameters are made of: float32, or float64 where `jax_enable_x64` is set."""
+    return jnp.result_type(float)
 
 
 def normal(std: float | Array) -> Initializer:
@@ -23,7 +29,7 @@ def gaussian(gain: float | Array) -> Initializer:
     A wide square matrix has spectral radius `gain` and largest singular value `2 * gain`.
     """
 
-    def init(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
         return gain * jax.random.normal(key, shape, dtype) / jnp.sqrt(shape[0]).astype(dtype)
 
     return init
@@ -32,13 +38,13 @@ def gaussian(gain: float | Array) -> Initializer:
 def uniform(bound: float) -> Initializer:
     """Uniform in [-bound, bound)."""
 
-    def init(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
 
 
-def uniform_torch(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+def uniform_torch(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
     """Uniform in ±1/sqrt(H), H the last axis: what `torch.nn.RNN` gives each weight and bias.
 
     As a recurrent matrix it has gain 1/sqrt(3) = 0.577, so gradients vanish before training starts.
@@ -54,7 +60,7 @@ def orthogonal(gain: float | Array = 1.0) -> Initializer:
 def identity(scale: float | Array = 1.0) -> Initializer:
     """`scale` times the identity; with ReLU, the IRNN of Le, Jaitly & Hinton (2015)."""
 
-    def init(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
         del key
         return scale * jnp.eye(shape[0], shape[1], dtype=dtype)
 
@@ -71,7 +77,7 @@ def spectral_radius(rho: float | Array, std: float = 1.0) -> Initializer:
     The eigenvalues of a general matrix are computed on the CPU backend only, so call it there.
     """
 
-    def init(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
         weights = std * jax.random.normal(key, shape, dtype)
         return weights * (rho / jnp.max(jnp.abs(jnp.linalg.eigvals(weights))))
 
@@ -92,7 +98,7 @@ def sparse(nonzeros: int = 15, rho: float | Array = 0.95) -> Initializer:
     if not isinstance(nonzeros, int) or isinstance(nonzeros, bool) or nonzeros < 1:
         raise ValueError(f"nonzeros is {nonzeros!r}; give a whole number of at least 1")
 
-    def init(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
         if nonzeros > shape[1]:
             raise ValueError(
                 f"nonzeros is {nonzeros}, but the matrix has shape {shape}: give at most {shape[1]}"

@@ -64,9 +64,10 @@ def sequence_model(cell: Cell, output_size: int, readout_init: Initializer | Non
         params = cell.init(cell_key, input_size)
         hidden_size = emit_size(cell, params)
         draw = readout_init or initializers.uniform(hidden_size**-0.5)
-        weights = draw(weight_key, (hidden_size, output_size), jnp.float32)
+        dtype = initializers.default_dtype()
+        weights = draw(weight_key, (hidden_size, output_size), dtype)
         return ModelParams(
-            params, ReadoutParams(V=weights, c=draw(bias_key, (output_size,), jnp.float32))
+            params, ReadoutParams(V=weights, c=draw(bias_key, (output_size,), dtype))
         )
 
     return Model(cell, init, _linear, select=lambda states: states)

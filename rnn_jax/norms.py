@@ -10,7 +10,8 @@ from rnn_jax.types import Array, State
 
 def per_example(leaf: Array, batch_axes: int) -> Array:
     """A state leaf `[*batch, ...]` as `[*batch, H]`, whatever the shape of its units."""
-    return leaf.reshape((*leaf.shape[:batch_axes], -1))
+    units = math.prod(leaf.shape[batch_axes:])
+    return leaf.reshape((*leaf.shape[:batch_axes], units))
 
 
 def state_norm(states: State, batch_axes: int) -> Array:
@@ -46,7 +47,13 @@ def adjoint_norms(adjoints: State) -> Array:
 
     Returns:
         `[T]`.
+
+    Raises:
+        ValueError: an empty batch.
     """
-    batch_size = jax.tree.leaves(adjoints)[0].shape[1]
+    shape = jax.tree.leaves(adjoints)[0].shape
+    batch_size = shape[1]
+    if not batch_size:
+        raise ValueError(f"adjoints have shape {shape}: an empty batch; give at least one example")
     # The root of the mean of |B lambda_b|^2 is sqrt(B) times the norm over batch and units alike.
     return math.sqrt(batch_size) * state_norm(adjoints, 1)

@@ -10,7 +10,7 @@ from rnn_jax.losses import masked_mean
 from rnn_jax.model import Model, ModelParams, apply, free_run
 from rnn_jax.tasks.task import Task
 from rnn_jax.types import Array, Batch, State
-from rnn_jax.unroll import valid_steps
+from rnn_jax.unroll import fill_padding, valid_steps
 
 
 class Run(NamedTuple):
@@ -94,11 +94,19 @@ def _judged_run(
     perturbations: State,
 ) -> Run:
     """A pass over the true inputs; its carry is the one it started from."""
+    inputs = true_inputs(batch)
     outputs, states = apply(
-        model, params, carry, batch.inputs, perturbations=perturbations, lengths=batch.lengths
+        model, params, carry, inputs, perturbations=perturbations, lengths=batch.lengths
     )
     step_losses, mask = judge(loss, outputs, batch)
-    return Run(step_losses, batch.inputs, states, carry, mask)
+    return Run(step_losses, inputs, states, carry, mask)
+
+
+def true_inputs(batch: Batch) -> Array:
+    """A batch's inputs `[T, B, D]` without what lies on their padding."""
+    if batch.lengths is None:
+        return batch.inputs
+    return fill_padding(batch.inputs, valid_steps(batch.lengths, batch.inputs))
 
 
 def judge(
@@ -112,19 +120,23 @@ def judge(
         batch: its targets and lengths.
     """
     steps, size = batch.inputs.shape[:2]
+    targets, first = batch.targets, 0
     mask = None if batch.lengths is None else valid_steps(batch.lengths, batch.inputs)
     if isinstance(loss, Task):
         _check_answers(loss, outputs, (steps, size))
         if loss.last_only:
-            return loss.loss(outputs, batch.targets), None
+            return loss.loss(outputs, targets), None
         if loss.first_loss_step:
             late = jnp.arange(steps)[:, None] >= loss.first_loss_step
             late = jnp.broadcast_to(late, (steps, size))
             mask = late if mask is None else late & mask
+            first = min(loss.first_loss_step, steps - 1)
         loss = loss.loss
-    step_losses = loss(outputs, batch.targets)
-    # What a network says where nothing is asked may be anything, inf included.
-    return step_losses if mask is None else jnp.where(mask, step_losses, 0), mask
+    if mask is None:
+        return loss(outputs, targets), None
+    # Where nothing is asked, answers and targets may be anything, inf and NaN included.
+    outputs, targets = fill_padding((outputs, targets), mask, first)
+    return jnp.where(mask, loss(outputs, targets), 0), mask
 
 
 def _check_answers(task: Task, outputs: Array, batch_shape: tuple[int, int]) -> None:
@@ -191,7 +203,12 @@ def closed_loop_objective(
 
 
 def mean_loss(run: Run) -> Array:
-    """Mean over a run's steps that count, then over its examples; scalar."""
+    """Mean over a run's steps that count, then over its examples; `ValueError` without any."""
+    if not run.step_losses.size:
+        raise ValueError(
+            f"step losses have shape {run.step_losses.shape}: an empty batch has no mean loss; "
+            "give at least one example"
+        )
     if run.mask is None:
         return jnp.mean(run.step_losses)
     return jnp.mean(masked_mean(run.step_losses, run.mask, axis=0))

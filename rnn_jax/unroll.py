@@ -11,6 +11,7 @@ from jax import lax
 
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
+from rnn_jax.checks import check_fit, mixed_dtypes
 from rnn_jax.placement import align, filled, on_its_mesh
 from rnn_jax.tap import adjoint_sites, tap
 from rnn_jax.types import Array, Params, State
@@ -32,17 +33,18 @@ def unroll(
         cell: any `Cell`.
         params: the cell's parameters.
         state: s_0, leaves `[B, H]` (or `[H]` for a single sequence).
-        xs: `[T, B, D]` (or `[T, D]`).
+        xs: `[T, B, D]` (or `[T, D]`), time first; anything that `jnp.asarray` takes.
         perturbations: zeros like the result, added to s_t as it is computed. Their gradient is
             lambda_t = dL/ds_t, every path into the future included (`flax.linen.Module.perturb`).
         lengths: `[B]` whole numbers in 1..T. Past an example's length its state stays as it was,
-            and the gradients of its inputs and perturbations are exactly zero.
+            and the gradients of its inputs and perturbations are exactly zero; they may hold
+            anything there, NaN included.
 
     Returns:
         s_1..s_T, leaves `[T, B, H]`.
 
     Raises:
-        ValueError: shapes that do not fit, both named.
+        ValueError: shapes or dtypes that do not fit, all named.
 
     The reverse rule runs the lines of `rnn_jax.bptt`. Like every `jax.custom_vjp` it has no
     forward mode; `plain_unroll` has.
@@ -76,11 +78,12 @@ def unroll_in_order(
             dL/ds_t in the given order.
         label: added to the name that it shows.
     """
-    check_fit(cell, params, state, xs, perturbations)
+    xs = check_fit(cell, params, state, xs, perturbations)
     valid = None if lengths is None else valid_steps(lengths, xs)
     params, xs, state, perturbations, valid = align(
         params, xs.ndim - 2, (xs, 1), (state, 0), (perturbations, 1), (valid, 1)
     )
+    xs, perturbations = _without_padding(xs, perturbations, valid)
     everything = (state, params, xs, valid)
     sites = None
     # Nobody watches a call whose numbers are all there, and zeros would take as much as its states.
@@ -104,11 +107,12 @@ def plain_unroll(
     The same arguments and result. JAX differentiates it by itself, in forward mode too: it serves
     Jacobian-vector products, and it is the answer that `unroll` is tested against.
     """
-    check_fit(cell, params, state, xs, perturbations)
+    xs = check_fit(cell, params, state, xs, perturbations)
     valid = None if lengths is None else valid_steps(lengths, xs)
     params, xs, state, perturbations, valid = align(
         params, xs.ndim - 2, (xs, 1), (state, 0), (perturbations, 1), (valid, 1)
     )
+    xs, perturbations = _without_padding(xs, perturbations, valid)
     plain = cell._replace(affine=None)
     return run_forward(plain, params, state, xs, perturbations, valid).states
 
@@ -125,10 +129,12 @@ def valid_steps(lengths: Array, xs: Array) -> Array:
     """`[T, B]`, True where t < lengths; `ValueError` for lengths of another shape or off 1..T."""
     num_steps, batch_shape = xs.shape[0], xs.shape[1:-1]
     lengths = lengths if isinstance(lengths, jax.Array) else jnp.asarray(lengths)
-    if lengths.shape != batch_shape or not jnp.issubdtype(lengths.dtype, jnp.integer):
+    whole = jnp.issubdtype(lengths.dtype, jnp.integer) or not lengths.size
+    if lengths.shape != batch_shape or not whole:
         raise ValueError(
             f"lengths has shape {lengths.shape} and type {lengths.dtype}, but xs {xs.shape} wants "
-            f"whole numbers of shape {batch_shape}: one length for each example"
+            f"whole numbers of shape {batch_shape}: one length for each example, xs being "
+            "[T, B, D], time first"
         )
     if not isinstance(lengths, jax.core.Tracer) and lengths.size:
         values = np.asarray(lengths)
@@ -142,32 +148,29 @@ def valid_steps(lengths: Array, xs: Array) -> Array:
     return steps < lengths[None]
 
 
-def check_fit(
-    cell: Cell, params: Params, state: State, xs: Array, perturbations: State | None = None
-) -> None:
-    """`ValueError`, naming both shapes, unless state and perturbations fit cell and xs."""
-    if jnp.ndim(xs) < 2:
-        raise ValueError(
-            f"xs has shape {jnp.shape(xs)}, but [T, B, D] or [T, D] is wanted: time first, "
-            "features last; a single feature still needs its axis, xs[:, None]"
-        )
-    if xs.shape[0] < 1:
-        raise ValueError(f"xs has shape {xs.shape}: no time step; give at least one")
-    wanted = jax.eval_shape(lambda p: cell.initial_state(p, xs.shape[1:-1]), params)
-    maker = "cell.initial_state(params, batch_shape)"
-    _check_tree("state", state, wanted, f"cell and xs {xs.shape}", maker)
-    if perturbations is not None:
-        wanted = jax.eval_shape(lambda s: zero_perturbations(s, xs.shape[0]), wanted)
-        maker = "zero_perturbations(state, num_steps)"
-        _check_tree("perturbations", perturbations, wanted, "the states", maker)
+def fill_padding(tree: Any, valid: Array | None, row: int = 0) -> Any:
+    """Leaves `[T, B, ...]` that hold nothing of what lay where `valid` `[T, B]` is False.
+
+    What is computed there is thrown away, but 0 times NaN is NaN: neither a step or a loss nor its
+    derivative may meet it. Each example repeats its own row `row` instead, and a zero where that
+    is not valid either: a function of the user's own may have no derivative at 0.
+    """
+    if valid is None:
+        return tree
+
+    def fill(leaf: Array) -> Array:
+        leaf = jnp.asarray(leaf)
+        one = adjoint.where_valid(valid[row], leaf[row], jnp.zeros_like(leaf[row]))
+        return jnp.broadcast_to(lax.stop_gradient(one)[None], leaf.shape)
+
+    return adjoint.where_valid(valid, tree, jax.tree.map(fill, tree))
 
 
-def _check_tree(name: str, given: State, wanted: State, by: str, maker: str) -> None:
-    shapes, wanted_shapes = (jax.tree.map(jnp.shape, tree) for tree in (given, wanted))
-    if shapes != wanted_shapes:
-        raise ValueError(
-            f"{name} has shape {shapes}, but {by} want {wanted_shapes}; {maker} makes one that fits"
-        )
+def _without_padding(
+    xs: Array, perturbations: State | None, valid: Array | None
+) -> tuple[Array, State | None]:
+    nothing = jax.tree.map(jnp.zeros_like, perturbations)
+    return fill_padding(xs, valid), adjoint.where_valid(valid, perturbations, nothing)
 
 
 def run_forward(
@@ -182,6 +185,8 @@ def run_forward(
     try:
         return bptt.forward(cell, params, state, xs, perturbations, valid)
     except TypeError as error:
+        if mixed := mixed_dtypes(cell, params, state, xs, perturbations):
+            raise ValueError(mixed) from error
         shapes = jax.tree.map(jnp.shape, params)
         reason = " ".join(str(error).partition("\n---")[0].split())
         raise ValueError(

@@ -119,8 +119,8 @@ def test_parameters_and_zero_state_have_the_shapes_named(name):
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_parameters_are_float32_in_either_precision(x64, name):
-    """One type for all of them, or the scan's carry would change its type on the way."""
+def test_parameters_and_states_are_of_one_type(x64, name):
+    """JAX's default one, whatever xs are, or the scan's carry would change its type on the way."""
     cell = FACTORIES[name](H)
 
     def params_and_states(key, xs):
@@ -128,7 +128,7 @@ def test_parameters_are_float32_in_either_precision(x64, name):
         return params, rnn_jax.unroll(cell, params, cell.initial_state(params), xs)
 
     made = jax.eval_shape(params_and_states, jax.random.key(0), jnp.zeros((2, D), jnp.float32))
-    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float64")}
 
 
 @pytest.mark.parametrize("name", FACTORIES)

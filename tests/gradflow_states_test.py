@@ -268,11 +268,12 @@ def mean_of_sums(states, *args):
     ids=["elman", "user", "lstm-padded"],
 )
 def test_value_and_grad_of_step_losses(name, lengths):
-    """`[T, B]` is summed over time and averaged over the batch."""
+    """`[T, B]` is summed over time, padding left out, and averaged over the batch."""
     cell = CELLS[name]
+    counted = step_losses if lengths is None else masked_losses
 
     def mean_loss(states):
-        return jnp.mean(jnp.sum(step_losses(states), axis=0))
+        return jnp.mean(jnp.sum(counted(states), axis=0))
 
     check_value_and_grad(cell, problem(cell), step_losses, (), mean_loss, lengths)
 

@@ -109,10 +109,11 @@ def elman(
     def init(key: Key, input_size: int) -> ElmanParams:
         check_size("input_size", input_size)
         kernel_key, recurrent_key, bias_key = jax.random.split(key, 3)
+        dtype = initializers.default_dtype()
         return ElmanParams(
-            U=kernel_init(kernel_key, (input_size, hidden_size), jnp.float32),
-            W=recurrent_init(recurrent_key, (hidden_size, hidden_size), jnp.float32),
-            b=bias_init(bias_key, (hidden_size,), jnp.float32),
+            U=kernel_init(kernel_key, (input_size, hidden_size), dtype),
+            W=recurrent_init(recurrent_key, (hidden_size, hidden_size), dtype),
+            b=bias_init(bias_key, (hidden_size,), dtype),
         )
 
     def initial_state(params: ElmanParams, batch_shape: tuple[int, ...] = ()) -> Array:
@@ -158,7 +159,7 @@ def leaky(
 
     def init(key: Key, input_size: int) -> LeakyParams:
         U, W, b = plain.init(key, input_size)
-        return LeakyParams(U, W, b, leak=jnp.asarray(leak, jnp.float32))
+        return LeakyParams(U, W, b, leak=jnp.asarray(leak, b.dtype))
 
     affine = Affine(
         project=plain.affine.project,

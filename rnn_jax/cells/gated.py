@@ -40,8 +40,8 @@ class GRUParams(NamedTuple):
 
 def _gates(init: Initializer, key: Key, rows: int, hidden_size: int, count: int) -> Array:
     """One draw a gate, side by side: each gate has the spectrum that its initializer promises."""
-    keys = jax.random.split(key, count)
-    return jnp.concatenate([init(k, (rows, hidden_size), jnp.float32) for k in keys], axis=1)
+    keys, dtype = jax.random.split(key, count), initializers.default_dtype()
+    return jnp.concatenate([init(k, (rows, hidden_size), dtype) for k in keys], axis=1)
 
 
 def lstm(
@@ -72,7 +72,7 @@ def lstm(
     def init(key: Key, input_size: int) -> LSTMParams:
         check_size("input_size", input_size)
         kernel_key, recurrent_key = jax.random.split(key)
-        bias = jnp.zeros((4, hidden_size), jnp.float32).at[1].set(forget_bias)
+        bias = jnp.zeros((4, hidden_size), initializers.default_dtype()).at[1].set(forget_bias)
         return LSTMParams(
             U=_gates(kernel_init, kernel_key, input_size, hidden_size, 4),
             W=_gates(recurrent_init, recurrent_key, hidden_size, hidden_size, 4),
@@ -154,8 +154,8 @@ def gru(
         return GRUParams(
             U=_gates(kernel_init, kernel_key, input_size, hidden_size, 3),
             W=_gates(recurrent_init, recurrent_key, hidden_size, hidden_size, 3),
-            b=jnp.zeros(3 * hidden_size, jnp.float32),
-            d=jnp.zeros(hidden_size, jnp.float32),
+            b=jnp.zeros(3 * hidden_size, initializers.default_dtype()),
+            d=jnp.zeros(hidden_size, initializers.default_dtype()),
         )
 
     def initial_state(params: GRUParams, batch_shape: tuple[int, ...] = ()) -> Array:

@@ -17,11 +17,12 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.bptt import Linearization, Trajectory
 from rnn_jax.cells import Cell
+from rnn_jax.checks import check_fit
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.losses import Losses, check_losses, immediate_gradients
 from rnn_jax.gradflow.scaled import NO_EXPONENT, Scaled, add, rescale
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import check_fit, run_forward, valid_steps
+from rnn_jax.unroll import fill_padding, run_forward, valid_steps
 
 _forward = jax.jit(run_forward, static_argnums=0)
 
@@ -38,8 +39,9 @@ def prepare(
 
     For a `LastStep` loss e_T alone, leaves `[B, H]`. Errors are those of `state_gradients`.
     """
-    check_fit(cell, params, state, xs)
+    xs = check_fit(cell, params, state, xs)
     valid = None if lengths is None else valid_steps(lengths, xs)
+    xs = fill_padding(xs, valid)
     check_losses(step_losses, state, xs.shape[0], valid)
     finite.check_finite(params, state, xs)
     trajectory = _forward(cell, params, state, xs, valid=valid)

@@ -12,6 +12,7 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.bptt import Linearization
 from rnn_jax.cells import Cell
+from rnn_jax.checks import check_fit
 from rnn_jax.gradflow.backward import prepare
 from rnn_jax.gradflow.losses import LastStep, Losses
 from rnn_jax.gradflow.scaled import (
@@ -24,7 +25,6 @@ from rnn_jax.gradflow.scaled import (
 )
 from rnn_jax.norms import per_example, state_norm
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import check_fit
 
 
 def credit_matrix(
@@ -63,7 +63,7 @@ def credit_matrix(
             "credit_matrix wants the losses of all steps, but got a LastStep; its one row is "
             "state_gradients"
         )
-    check_fit(cell, params, state, xs)
+    xs = check_fit(cell, params, state, xs)
     num_steps = xs.shape[0]
     rows = math.ceil(num_steps / 4) if max_rows is None else max_rows
     if rows < 1:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax.cells import Cell
+from rnn_jax.checks import check_fit
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.jacobians import lyapunov_spectrum
 from rnn_jax.gradflow.losses import Losses, check_losses, with_batch_axis
@@ -16,7 +17,7 @@ from rnn_jax.gradflow.outcome import Outcome, about_the_task, check_outcome, was
 from rnn_jax.gradflow.remedies import remedies
 from rnn_jax.gradflow.remedy import Remedy
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import check_fit, valid_steps
+from rnn_jax.unroll import fill_padding, valid_steps
 
 TRY_ANEW = "to reach further all the same, try the following and train again:"
 
@@ -166,10 +167,11 @@ def diagnose(
             "cells.backward with params.backward on the reversed sequence"
         )
     check_outcome(outcome)
+    xs = check_fit(cell, params, state, xs)
+    valid = None if lengths is None else valid_steps(lengths, xs)
+    xs = fill_padding(xs, valid)
     if xs.ndim == 2:
         # Before the batch axis is added, so that an index named is one of the user's.
-        check_fit(cell, params, state, xs)
-        valid = None if lengths is None else valid_steps(lengths, xs)
         check_losses(step_losses, state, xs.shape[0], valid)
         finite.check_finite(params, state, xs)
         state, xs = jax.tree.map(lambda s: s[None], state), xs[:, None]

@@ -27,10 +27,15 @@ def first_nonfinite(tree: State) -> str | None:
 
 
 def check_finite(params: Params, state: State, xs: Array) -> None:
-    """`ValueError` naming the first NaN or inf, inputs before weights.
+    """`ValueError` for an empty batch, and naming the first NaN or inf, inputs before weights.
 
     Under `jit` or `vmap` there are no numbers to look at: there a NaN goes through to the result.
     """
+    if 0 in xs.shape[1:-1]:
+        raise ValueError(
+            f"xs has shape {xs.shape}: an empty batch, of which there is no gradient to measure; "
+            "give at least one example, [T, B, D] with time first"
+        )
     for name, tree in (("xs", xs), ("state", state), ("params", params)):
         if is_concrete(tree) and (where := first_nonfinite(tree)):
             raise ValueError(f"{name} is not finite: {where}; mend it before measuring gradients")

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
+from rnn_jax.checks import check_fit
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.scaled import (
     NO_EXPONENT,
@@ -25,7 +26,7 @@ from rnn_jax.gradflow.scaled import (
     scaled_log,
 )
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import check_fit, run_forward
+from rnn_jax.unroll import run_forward
 
 SWEEPS = 40
 """QR sweeps towards diagonal form; each shrinks an off-diagonal entry by (sigma_j / sigma_i)^2."""
@@ -108,7 +109,7 @@ def lyapunov_spectrum(
     >>> f"{exponents[0]:.2f}"  # ln 2
     '0.69'
     """
-    check_fit(cell, params, state, xs)
+    xs = check_fit(cell, params, state, xs)
     num_steps = xs.shape[0]
     if not 0 <= burn_in < num_steps:
         raise ValueError(f"burn_in is {burn_in}; with {num_steps} steps give 0..{num_steps - 1}")
@@ -127,7 +128,7 @@ def lyapunov_spectrum(
 
 def _previous_states(cell: Cell, params: Params, state: State, xs: Array) -> State:
     """s_0..s_{T-1}, leaves `[T, B, H]`."""
-    check_fit(cell, params, state, xs)
+    xs = check_fit(cell, params, state, xs)
     finite.check_finite(params, state, xs)
     # A plain scan, so that derivatives of any order and mode go through.
     run = run_forward(cell._replace(affine=None), params, state, xs)

@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from rnn_jax.bptt import where_valid
 from rnn_jax.gradflow import finite
@@ -90,6 +91,9 @@ def loss_values(
     """
     if isinstance(losses, LastStep):
         return _last_values(losses, jax.tree.map(lambda s: s[-1], states), batch_shape)
+    if valid is not None:
+        # Targets on padding may hold anything, and 0 times the derivative of it is not always 0.
+        states = where_valid(valid, states, lax.stop_gradient(states))
     values = losses(states)
     finite.check_step_losses(values, batch_shape, jax.tree.leaves(states)[0].shape[0])
     return values if valid is None else jnp.where(valid, values, 0)
@@ -114,7 +118,6 @@ def immediate_gradients(
             lambda states: loss_values(losses, states, batch_shape, valid), states
         )
         (immediate,) = pullback(jnp.ones_like(values))
-    # Targets on padding may hold anything, and 0 times the derivative of it is not always 0.
     return _counted(immediate, valid)
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rnn_jax.bptt import where_valid
 from rnn_jax.cells import Cell
+from rnn_jax.checks import check_fit
 from rnn_jax.gradflow.finite import first_nonfinite, first_step
 from rnn_jax.gradflow.losses import (
     Immediate,
@@ -18,7 +18,7 @@ from rnn_jax.gradflow.losses import (
     loss_values,
 )
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import check_fit, unroll, valid_steps, zero_perturbations
+from rnn_jax.unroll import fill_padding, unroll, valid_steps, zero_perturbations
 
 
 class Origin(NamedTuple):
@@ -63,11 +63,11 @@ def origin_of_nonfinite(
     Raises:
         ValueError: shapes that do not fit.
     """
-    check_fit(cell, params, state, xs)
+    xs = check_fit(cell, params, state, xs)
     num_steps, batch_shape = xs.shape[0], xs.shape[1:-1]
     check_kind(step_losses, state, num_steps)
     valid = None if lengths is None else valid_steps(lengths, xs)
-    xs = where_valid(valid, xs, jnp.zeros_like(xs))
+    xs = fill_padding(xs, valid)
     for name, tree in (("xs", xs), ("state", state), ("params", params)):
         if where := first_nonfinite(tree):
             step = first_step(tree) if name == "xs" else None

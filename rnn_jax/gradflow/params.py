@@ -46,7 +46,7 @@ def parameter_terms(
     trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
     adjoints = scan_adjoints(cell, params, trajectory, immediate, lambda scaled: scaled)
     logs = summand_logs(cell, params, trajectory, adjoints)
-    batch_size = math.prod(xs.shape[1:-1])
+    batch_size = math.prod(trajectory.xs.shape[1:-1])
     return jax.tree.map(lambda log: log - math.log(batch_size), logs)
 
 

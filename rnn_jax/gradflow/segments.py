@@ -11,6 +11,7 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
+from rnn_jax.checks import check_fit
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.backward import adjoint_step, zero_scaled
 from rnn_jax.gradflow.losses import (
@@ -22,7 +23,7 @@ from rnn_jax.gradflow.losses import (
 )
 from rnn_jax.gradflow.scaled import Scaled, rescale
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import check_fit, run_forward, valid_steps
+from rnn_jax.unroll import fill_padding, run_forward, valid_steps
 
 
 def segmented(
@@ -36,9 +37,10 @@ def segmented(
     measure: Callable[[Scaled], Any],
 ) -> Array:
     """Nested checkpointing: only the states between segments are kept on the way forward."""
-    check_fit(cell, params, state, xs)
+    xs = check_fit(cell, params, state, xs)
     num_steps = xs.shape[0]
     valid = None if lengths is None else valid_steps(lengths, xs)
+    xs = fill_padding(xs, valid)
     check_losses(step_losses, state, num_steps, valid)
     if not isinstance(step_losses, LastStep | Immediate):
         raise ValueError(

@@ -11,9 +11,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from rnn_jax.cells import Cell
+from rnn_jax.checks import check_fit
 from rnn_jax.gradflow import finite
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import check_fit
 
 
 def parameter_sensitivity(cell: Cell, params: Params, state: State, xs: Array) -> Params:
@@ -35,7 +35,7 @@ def parameter_sensitivity(cell: Cell, params: Params, state: State, xs: Array) -
     each number in params, so it is meant for small networks. A scalar h <- a h + x has
     E (dh/da)^2 = (1 + a^2) / (1 - a^2)^3: 2.5e8 at a = 0.999, where the state gradient is 0.999.
     """
-    check_fit(cell, params, state, xs)
+    xs = check_fit(cell, params, state, xs)
     finite.check_finite(params, state, xs)
     theta, unravel = ravel_pytree(params)
 

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax.cells import Cell
+from rnn_jax.checks import check_fit
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.backward import prepare, scan_adjoints
 from rnn_jax.gradflow.losses import Immediate, LastStep, Losses, loss_values
 from rnn_jax.gradflow.scaled import Scaled, log_norm
 from rnn_jax.gradflow.segments import segmented
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import check_fit, unroll, zero_perturbations
+from rnn_jax.unroll import fill_padding, unroll, valid_steps, zero_perturbations
 
 
 def value_and_grad(cell: Cell, loss_fn: Callable[..., Array] | LastStep) -> Callable[..., Any]:
@@ -23,8 +24,8 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array] | LastStep) -> Call
     Args:
         cell: any `Cell`.
         loss_fn: `(states, *args) -> loss`, a scalar, or `[T, B]` (`[T]` without a batch axis): then
-            the loss is the sum over t, averaged over the batch. Or a `LastStep`, whose function
-            gets `*args` too: then it is the mean over the batch.
+            the loss is the sum over t, averaged over the batch; padding does not count. Or a
+            `LastStep`, whose function gets `*args` too: then it is the mean over the batch.
 
     Returns:
         A function `(params, state, xs, *args, lengths=None) -> (loss, grads, adjoints)`: grads like
@@ -56,25 +57,37 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array] | LastStep) -> Call
     def evaluate(
         params: Params, state: State, xs: Array, *args: Any, lengths: Array | None = None
     ) -> tuple[Array, Params, State]:
-        check_fit(cell, params, state, xs)
-        finite.check_finite(params, state, xs)
+        inputs = check_fit(cell, params, state, xs)
+        valid = None if lengths is None else valid_steps(lengths, inputs)
+        inputs = fill_padding(inputs, valid)
+        finite.check_finite(params, state, inputs)
 
         def loss(params: Params, perturbations: State) -> Array:
-            states = unroll(cell, params, state, xs, perturbations=perturbations, lengths=lengths)
+            states = unroll(
+                cell, params, state, inputs, perturbations=perturbations, lengths=lengths
+            )
             if isinstance(loss_fn, LastStep):
                 last = LastStep(lambda final: loss_fn.loss(final, *args))
-                return jnp.mean(loss_values(last, states, xs.shape[1:-1]))
-            value = loss_fn(states, *args)
+                return jnp.mean(loss_values(last, states, inputs.shape[1:-1]))
+
+            def of_states(states: State) -> Array:
+                return loss_fn(states, *args)
+
+            # Losses of steps do not count on padding; a scalar may read any state.
+            if valid is not None and jax.eval_shape(of_states, states).ndim:
+                value = loss_values(of_states, states, inputs.shape[1:-1], valid)
+            else:
+                value = of_states(states)
             if jnp.ndim(value) == 0:
                 return value
-            finite.check_step_losses(value, xs.shape[1:-1], xs.shape[0])
+            finite.check_step_losses(value, inputs.shape[1:-1], inputs.shape[0])
             return jnp.mean(jnp.sum(value, axis=0))
 
         value, (grads, adjoints) = jax.value_and_grad(loss, (0, 1))(
-            params, zero_perturbations(state, xs.shape[0])
+            params, zero_perturbations(state, inputs.shape[0])
         )
         if finite.is_concrete(value) and not np.isfinite(value):
-            finite.check_states(unroll(cell, params, state, xs, lengths=lengths))
+            finite.check_states(unroll(cell, params, state, inputs, lengths=lengths))
         return value, grads, adjoints
 
     return evaluate

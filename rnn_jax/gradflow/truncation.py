@@ -64,7 +64,7 @@ def truncation_bias(
     `credit_matrix` and one weight gradient a lag.
     """
     trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
-    num_steps = xs.shape[0]
+    num_steps = trajectory.xs.shape[0]
     if isinstance(step_losses, LastStep):
         immediate = at_every_step(immediate, num_steps, trajectory.valid)
     chosen = jnp.asarray(np.arange(1, num_steps + 1) if windows is None else windows)

@@ -16,6 +16,7 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
+from rnn_jax.checks import check_fit
 from rnn_jax.gradflow import lyapunov_spectrum
 from rnn_jax.gradflow.scaled import rescale
 from rnn_jax.losses import masked_mean
@@ -23,7 +24,6 @@ from rnn_jax.model import ModelParams
 from rnn_jax.norms import state_norm
 from rnn_jax.objectives import Objective, Run
 from rnn_jax.types import Array, Batch, Key, Params, State
-from rnn_jax.unroll import check_fit
 
 Regularizer = Callable[[Objective, ModelParams, State, Run, State], ModelParams]
 """`(objective, params, carry, run, adjoints) -> gradient`, added to that of the loss before the
@@ -160,7 +160,7 @@ def _exponents(
     qr_every: int,
 ) -> Array:
     """Exponents of each example, `[B, k]`; `[k]` without a batch axis."""
-    check_fit(cell, params, state, xs)
+    xs = check_fit(cell, params, state, xs)
 
     def spectrum(state: State, xs: Array) -> Array:
         return lyapunov_spectrum(cell, params, state, xs, num_exponents, burn_in, qr_every=qr_every)

@@ -9,7 +9,14 @@ import numpy as np
 from jax import lax
 
 from rnn_jax.model import Model, ModelParams
-from rnn_jax.objectives import Objective, Run, judge, next_step_objective, task_objective
+from rnn_jax.objectives import (
+    Objective,
+    Run,
+    judge,
+    next_step_objective,
+    task_objective,
+    true_inputs,
+)
 from rnn_jax.tasks.task import Task
 from rnn_jax.types import Array, Batch, State
 from rnn_jax.unroll import unroll
@@ -60,6 +67,7 @@ def truncated_objective(
     def run(params: ModelParams, carry: State, batch: Batch, perturbations: State) -> Run:
         if whole.num_steps(batch) <= window:
             return whole.run(params, carry, batch, perturbations)
+        batch = batch._replace(inputs=true_inputs(batch))
         # Its losses are those of the windows, and so is its mask; only its gradient is not wanted.
         full = whole.run(*lax.stop_gradient((params, carry, batch, perturbations)))
         plan = (_before_the_end if one_answer else _every_stride)(batch, window, stride)
