@@ -160,17 +160,17 @@ def fill_padding(tree: Any, valid: Array | None, row: int = 0) -> Any:
 
     def fill(leaf: Array) -> Array:
         leaf = jnp.asarray(leaf)
-        one = adjoint.where_valid(valid[row], leaf[row], jnp.zeros_like(leaf[row]))
+        one = bptt.where_valid(valid[row], leaf[row], jnp.zeros_like(leaf[row]))
         return jnp.broadcast_to(lax.stop_gradient(one)[None], leaf.shape)
 
-    return adjoint.where_valid(valid, tree, jax.tree.map(fill, tree))
+    return bptt.where_valid(valid, tree, jax.tree.map(fill, tree))
 
 
 def _without_padding(
     xs: Array, perturbations: State | None, valid: Array | None
 ) -> tuple[Array, State | None]:
     nothing = jax.tree.map(jnp.zeros_like, perturbations)
-    return fill_padding(xs, valid), adjoint.where_valid(valid, perturbations, nothing)
+    return fill_padding(xs, valid), bptt.where_valid(valid, perturbations, nothing)
 
 
 def run_forward(
