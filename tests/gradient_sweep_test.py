@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_in(folder, **changes):
-    return gradient_sweep.run(dataclasses.replace(SMALL, workdir=str(folder), **changes))
+    return gradient_sweep.run(dataclasses.replace(SMALL, **{"workdir": str(folder), **changes}))
 
 
 def contents(folder):
@@ -246,12 +246,15 @@ def test_axes_that_a_cell_does_not_have_are_left_out():
         ({"hidden_size": "64,3", "recurrent_init": "sparse"}, "--hidden_size=3: a sparse W has 15"),
         ({"gain": "1e-320"}, "--gain=1e-320: .* is too small; float32"),
         ({"gain": "1,"}, "--gain=1,: there is a comma, but no number beside it"),
+        ({"workdir": ""}, "--workdir=: give a folder a name"),
         ({"cpu_devices": 1000}, "--cpu_devices=1000: give a number of at most 256"),
     ],
 )
-def test_wrong_settings_are_refused_before_anything_runs(tmp_path, changes, said):
-    with pytest.raises(UsageError, match=said):
-        run_in(tmp_path / "run", **changes)
+def test_wrong_settings_are_refused_before_anything_runs(tmp_path, monkeypatch, changes, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        run_in("run", **changes)
+    assert not list(tmp_path.iterdir())
     assert not (tmp_path / "run").exists()
 
 
