@@ -31,7 +31,7 @@ SMALL = SweepConfig(
     batch_size=2,
     input_size=2,
     width=2,
-    lanes=4,
+    lanes=8,
 )
 FILES = ("networks.jsonl", "config.json", "arrays/profile_0000.npy", "arrays/profile_0001.npy")
 ROOT = Path(__file__).parents[1]
@@ -123,7 +123,7 @@ def test_a_line_says_what_diagnose_says(finished):
 
 @pytest.mark.slow
 def test_other_batches_and_one_device_give_the_same_bytes(finished, tmp_path):
-    run_in(tmp_path / "a", lanes=12)
+    run_in(tmp_path / "a", lanes=16)
     assert contents(tmp_path / "a") == contents(finished[0])
 
 
@@ -185,7 +185,7 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(tmp_path, monkeypatch
     with pytest.raises(ValueError, match=r"No space left on device.*the same command goes on"):
         run_in(tmp_path, cell="elman")
     monkeypatch.setattr(records, "write_atomically", real)
-    assert sweeping.finished(tmp_path, 18).sum() == 8
+    assert sweeping.finished(tmp_path, 18).sum() == 16
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def counting_group(ends, num_steps=12, test_every=3):
 def test_a_network_stays_as_it_was_when_it_solved_its_task_or_diverged():
     """Tests are at 3, 6, 9 and 12 steps: one solves it at 5, one breaks at 8, one does neither."""
     work = counting_group({"solves": [5, 99, 99], "breaks": [99, 8, 99]})
-    layout = Layout(2, 4, sharding.lanes_mesh())
+    layout = Layout(2, 4, sharding.lanes_mesh(jax.devices()[:2]))
     news = []
     (part,) = lanes.learn(work, layout, news.append)
     found = part.results
@@ -176,7 +176,7 @@ def test_a_network_stays_as_it_was_when_it_solved_its_task_or_diverged():
 def test_training_ends_when_nobody_is_left():
     work = counting_group({"solves": [2, 4], "breaks": [99, 99]})
     news = []
-    (part,) = lanes.learn(work, Layout(2, 4, sharding.lanes_mesh()), news.append)
+    (part,) = lanes.learn(work, Layout(2, 4, sharding.lanes_mesh(jax.devices()[:2])), news.append)
     assert news[-1].startswith("iteration 6 of 12")
     # Curves keep their length, for networks of other groups to stand beside.
     np.testing.assert_allclose(part.results["test_loss"], [[1 / 3] * 4, [1 / 3] + [1 / 6] * 3])
