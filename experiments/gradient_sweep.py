@@ -67,7 +67,7 @@ def run(config: SweepConfig) -> list[Row]:
     with contextlib.ExitStack() as folder:
 
         def enter() -> np.ndarray:
-            folder.enter_context(records.held(workdir))
+            folder.enter_context(records.held(config.workdir))
             return open_folder(config)
 
         sharding.only_writer(enter)

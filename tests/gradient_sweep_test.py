@@ -35,15 +35,15 @@ SMALL = SweepConfig(
     seeds=3,
     batch_size=2,
     input_size=2,
-    width=1,
-    batch_networks=4,
+    width=2,
+    batch_networks=8,
 )
 FILES = ("networks.jsonl", "config.json", "arrays/profile_0000.npy", "arrays/profile_0001.npy")
 ROOT = Path(__file__).parents[1]
 
 
 def run_in(folder, **changes):
-    return gradient_sweep.run(dataclasses.replace(SMALL, workdir=str(folder), **changes))
+    return gradient_sweep.run(dataclasses.replace(SMALL, **{"workdir": str(folder), **changes}))
 
 
 def contents(folder):
@@ -128,7 +128,7 @@ def test_a_line_says_what_diagnose_says(finished):
 
 @pytest.mark.slow
 def test_other_batches_and_one_device_give_the_same_bytes(finished, tmp_path):
-    run_in(tmp_path / "a", batch_networks=12)
+    run_in(tmp_path / "a", batch_networks=16)
     assert contents(tmp_path / "a") == contents(finished[0])
 
 
@@ -190,7 +190,7 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(tmp_path, monkeypatch
     with pytest.raises(ValueError, match=r"No space left on device.*the same command goes on"):
         run_in(tmp_path, cell="elman")
     monkeypatch.setattr(records, "write_atomically", real)
-    assert network_parts.finished(tmp_path, 18).sum() == 8
+    assert network_parts.finished(tmp_path, 18).sum() == 16
 
 
 @pytest.mark.slow
@@ -251,12 +251,15 @@ def test_axes_that_a_cell_does_not_have_are_left_out():
         ({"hidden_size": "64,3", "recurrent_init": "sparse"}, "--hidden_size=3: a sparse W has 15"),
         ({"gain": "1e-320"}, "--gain=1e-320: .* is too small; float32"),
         ({"gain": "1,"}, "--gain=1,: there is a comma, but no number beside it"),
+        ({"workdir": ""}, "--workdir=: give a folder a name"),
         ({"cpu_devices": 1000}, "--cpu_devices=1000: give a number of at most 256"),
     ],
 )
-def test_wrong_settings_are_refused_before_anything_runs(tmp_path, changes, said):
-    with pytest.raises(UsageError, match=said):
-        run_in(tmp_path / "run", **changes)
+def test_wrong_settings_are_refused_before_anything_runs(tmp_path, monkeypatch, changes, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        run_in("run", **changes)
+    assert not list(tmp_path.iterdir())
     assert not (tmp_path / "run").exists()
 
 

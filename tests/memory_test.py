@@ -13,7 +13,6 @@ import pytest
 
 import rnn_jax
 from experiments import memory
-from experiments.cli.options import UsageError
 from experiments.memory import MemoryConfig, groups_of
 from experiments.reports import memory as memory_report
 from experiments.setup.method import Method, cell_of, check_method
@@ -263,6 +262,7 @@ def test_every_cure_changes_what_is_run():
         ({"leak": 1.5, "cell": "leaky"}, "--leak=1.5: above 1"),
         ({"gains": "-1"}, "--gains=-1"),
         ({"floss_at": "0", "floss_length": 9, "floss_burn_in": 2}, "--floss_length=9"),
+        ({"workdir": ""}, "--workdir=: give a folder a name"),
         ({"seeds": 2**31 - 1}, "GB are free: lower --seeds: 2,147,483,647 networks"),
         ({"seeds": 10**8}, "GB are free: lower --seeds"),
         ({"learning_rate": "0.1:1:100000", "gains": "1:2:9999"}, "lower --seeds, or give fewer of"),
@@ -271,12 +271,11 @@ def test_every_cure_changes_what_is_run():
         ({"train_steps": 3 * 10**8}, "GB are free: lower"),
     ],
 )
-def test_wrong_settings_are_refused_before_anything_runs(changes, message, tmp_path):
-    config = dataclasses.replace(SMALL, workdir=str(tmp_path / "run"), **changes)
-    with pytest.raises(UsageError) as error:
-        memory.run(config)
-    assert message in str(error.value)
-    assert not (tmp_path / "run").exists()
+def test_wrong_settings_are_refused_before_anything_runs(changes, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        memory.run(dataclasses.replace(SMALL, **{"workdir": "run", **changes}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_foretold_is_the_length_over_which_a_gradient_keeps_a_thousandth():

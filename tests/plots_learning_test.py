@@ -42,6 +42,12 @@ def test_learning_curves_have_every_network_their_median_and_chance():
     assert [t.get_text() for t in legend.get_texts()] == ["tanh", "lstm", "without memory"]
 
 
+def test_curves_beside_a_baseline_of_zero_are_drawn_whole():
+    figure = plots.learning_curves({"a": {"gru": learned()}}, 50, {"a": 0.0}, "finding")
+    low, high = figure.axes[0].get_ylim()
+    assert low < CURVES.min() < CURVES.max() < high
+
+
 def test_profiles_start_grey_and_end_in_the_colour_of_their_success():
     networks = learned()
     axes = plots.start_and_end({"tanh": networks}, "finding").axes[0]

@@ -24,6 +24,15 @@ def test_a_folder_of_other_settings_is_refused_and_the_settings_named(tmp_path):
     assert records.load_config(tmp_path) == {"seed": 1, "rate": 0.2}
 
 
+def test_of_many_settings_that_differ_the_first_are_named(tmp_path):
+    old = {f"setting_{number:02d}": 1 for number in range(20)}
+    records.open_run(tmp_path, {"experiment": "sine", **old})
+    with pytest.raises(ValueError, match=r"setting_07 was 1, now 2; and 12 more\. Name another"):
+        records.open_run(tmp_path, {"experiment": "sine", **dict.fromkeys(old, 2)})
+    with pytest.raises(ValueError, match=r"settings: experiment was 'sine', now 'digits'\. Name"):
+        records.open_run(tmp_path, {"experiment": "digits"})
+
+
 def test_a_folder_of_the_same_settings_is_taken_again(tmp_path):
     path = records.open_run(tmp_path, {"seed": 1})
     records.append_metrics(path, [{"step": 1}])
@@ -47,6 +56,7 @@ def test_a_folder_that_cannot_be_is_named_with_the_reason_and_the_way_out(tmp_pa
     for name, said in (
         ("", "--workdir=: give a folder a name"),
         (" ", "--workdir=' ': give a folder a name"),
+        ("~/runs", r"--workdir=~/runs: .* write \$HOME, or give ./~/runs"),
         ("a\nb", r"--workdir='a\\nb': give a folder a name"),
         ("a\0b", r"--workdir='a\\x00b': give"),
         ("a\udcff", r"--workdir='a\\udcff': give"),

@@ -169,6 +169,9 @@ def test_nothing_is_known_of_the_rows_after_those_learned_from(tmp_path):
         ({}, {"date_column": "day"}, "no column 'day'"),
         ({"a": [1.0, "x"] * 30}, {}, "line 3, column 'a': 'x' is no number"),
         ({"a": [1.0, ""] * 30}, {}, "line 3, column 'a': the number is missing; .*interpolate"),
+        ({"a": [1e300, 2e300] * 30}, {}, r"column 'a', line 2: 1e\+300 cannot be compared .* inf"),
+        ({"a": [1e-300, 2e-300] * 30}, {}, "column 'a', line 2: 1e-300 cannot be .*; give the col"),
+        ({"a": [1.0, 2.0] * 29 + [1e30, 1]}, {}, r"column 'a', line 60: 1e\+30 cannot be compared"),
     ],
 )
 def test_files_that_make_no_series(columns, given, said, tmp_path):

@@ -58,10 +58,11 @@ def test_a_lane_is_the_solo_run(results):
 
 def test_results_do_not_depend_on_devices_or_batches(results):
     one_device = sharding.lanes_mesh(jax.devices()[:1])
-    assert len(jax.devices()) == 2
+    two_devices = sharding.lanes_mesh(jax.devices()[:2])
+    assert len(jax.devices()) == 4
     assert_same_bits(run(mesh=one_device), results)
     assert_same_bits(run(mesh=one_device, lanes=4), results)
-    assert_same_bits(run(lanes=8), results)
+    assert_same_bits(run(mesh=two_devices, lanes=8), results)
 
 
 def test_an_exploding_lane_leaves_its_neighbours_alone(results):
@@ -101,7 +102,7 @@ def test_fit_is_traced_once_for_all_batches():
         count.append(1)
         return number + jax.random.uniform(key)
 
-    sweep.sweep(fit, RATES, KEYS, width=1, lanes=2)
+    sweep.sweep(fit, RATES, KEYS, width=1, lanes=4)
     # Once for the shapes of its results and once for the program.
     assert len(count) <= 2
 
@@ -112,7 +113,7 @@ def test_fit_is_traced_once_for_all_batches():
         (RATES[:3], KEYS, {}, r"\(3,\) and there are 11 keys"),
         (RATES[:0], KEYS[:0], {}, "at least one"),
         (np.float32(1), KEYS[:1], {}, "same number of rows"),
-        (RATES, KEYS, {"lanes": 6}, "lanes is 6, but 2 devices with blocks of 4.*multiple of 8"),
+        (RATES, KEYS, {"lanes": 6}, "lanes is 6, but 4 devices with blocks of 4.*multiple of 16"),
         (RATES, KEYS, {"width": 0}, "width is 0"),
     ],
 )

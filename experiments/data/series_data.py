@@ -12,6 +12,8 @@ from rnn_jax.io.reading import shown
 from rnn_jax.io.tables import numbers, read_table
 
 SUNSPOTS = Path(__file__).parent / "sunspots_monthly.csv"
+MOST_SPREADS = 1e15
+"""Of the rows learned from, from their mean: the square of what is farther off leaves float32."""
 
 
 class Series(NamedTuple):
@@ -96,13 +98,22 @@ def read_series(
                 f"{column[0]:g} (lines {table.lines[0]} to {table.lines[first - 1]}); there is "
                 "nothing to foretell"
             )
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        mean, scale = learned.mean(axis=0), learned.std(axis=0)
+        far = np.abs(values - mean) > MOST_SPREADS * scale
+        beyond = far | ~((scale > 0) & (scale < np.inf))
+    if beyond.any():
+        row, column = np.argwhere(beyond)[0]
+        raise ValueError(
+            f"{csv}, column {shown(names[column])}, line {table.lines[row]}: "
+            f"{values[row, column]:g} cannot be compared with the rows to learn from, of mean "
+            f"{mean[column]:.3g} and standard deviation {scale[column]:.3g}; give the column in "
+            "other units, or take the value out"
+        )
     if date_column:
         times = calendar_dates.times(table, date_column)
         dates = table.columns[date_column]
     else:
         times = np.arange(1.0, total + 1)
         dates = [f"{row:.0f}" for row in times]
-    scale = learned.std(axis=0)
-    return Series(
-        names, dates, times, values, learned.mean(axis=0), scale, first, first + validation
-    )
+    return Series(names, dates, times, values, mean, scale, first, first + validation)

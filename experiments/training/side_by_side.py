@@ -84,7 +84,7 @@ def trained(
     layout = layout_of(config.width, groups)
     check_memory(groups, layout)
     workdir = Path(config.workdir)
-    with records.held(workdir):
+    with records.held(config.workdir):
         if config.overwrite or not config.resume:
             parts.start_afresh(workdir)
         records.open_run(workdir, settings_of(experiment, config) | facts, config.overwrite)

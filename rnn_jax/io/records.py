@@ -32,6 +32,10 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 ARRAYS = "arrays"
 LOCK = ".lock"
+EXPERIMENT = "experiment"
+"""The setting that says which experiment a run is of."""
+MOST_NAMED = 8
+"""Settings that an error names."""
 NO_MORE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """What the system says of a disk that takes no more."""
 
@@ -57,10 +61,16 @@ def open_run(workdir: str | Path, config: Mapping[str, Any], overwrite: bool = F
     except OSError as error:
         raise ValueError(cannot_write(workdir, error)) from error
     if (path / CONFIG).exists() and not overwrite:
-        differing = config_differences(load_config(path), config)
+        old = load_config(path)
+        differing = config_differences(old, config)
+        if old.get(EXPERIMENT) != config.get(EXPERIMENT):
+            # Hardly a setting of one experiment is one of another.
+            differing = [text for text in differing if text.startswith(f"{EXPERIMENT} was ")]
         if differing:
+            more = f"; and {len(differing) - MOST_NAMED} more" if differing[MOST_NAMED:] else ""
             raise ValueError(
-                f"--workdir={workdir} holds a run of other settings: {'; '.join(differing)}. "
+                f"--workdir={workdir} holds a run of other settings: "
+                f"{'; '.join(differing[:MOST_NAMED])}{more}. "
                 "Name another folder, or give --overwrite to replace that run"
             )
     write_atomically(path / CONFIG, json.dumps(config, indent=2, allow_nan=False) + "\n")
@@ -78,6 +88,11 @@ def make_folder(workdir: str | Path) -> Path:
         raise ValueError(
             f"--workdir={shown(name) if name else ''}: give a folder a name of letters that print, "
             "such as runs/first"
+        )
+    if name.startswith("~"):
+        raise ValueError(
+            f"--workdir={name}: in this place a shell leaves ~ as it is; write $HOME, or give "
+            f"./{name} for a folder of that name"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)

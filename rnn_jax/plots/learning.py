@@ -60,7 +60,8 @@ def learning_curves(
         axes.axhline(chance[name], color="black", linestyle="--", linewidth=1.2)
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        axes.set_ylim(low, min(high, 10 * chance[name]))
+        if 10 * chance[name] > low:
+            axes.set_ylim(low, min(high, 10 * chance[name]))
         dress(axes, name, "training iteration", "" if index % 4 else ylabel)
     handles = [Line2D([], [], color=colour, linewidth=2.2) for colour in colours.values()]
     handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.2))
