@@ -1,11 +1,23 @@
-"""L2 norms over the recurrent state, one for each time step and example."""
+"""L2 norms over the recurrent state, one for each time step and example; in float32 at least."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rnn_jax.types import Array, State
+
+
+def widened(tree: Any) -> Any:
+    """A pytree with its leaves of fewer than 32 bits, bfloat16 and float16, as float32."""
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32) if is_narrow(a) else a, tree)
+
+
+def is_narrow(leaf: Any) -> bool:
+    """Whether an array is of floating point with fewer than 32 bits."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def per_example(leaf: Array, batch_axes: int) -> Array:
@@ -23,7 +35,7 @@ def state_norm(states: State, batch_axes: int) -> Array:
         states: pytree whose leaves share their first `batch_axes` axes.
         batch_axes: how many leading axes are time and batch; the norm is over all others.
     """
-    leaves = [per_example(leaf, batch_axes) for leaf in jax.tree.leaves(states)]
+    leaves = [per_example(leaf, batch_axes) for leaf in jax.tree.leaves(widened(states))]
     units = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
     largest = jnp.max(jnp.abs(units), axis=-1, keepdims=True)
     # XLA divides by multiplying with the inverse, which must not be a denormal: that counts as 0.

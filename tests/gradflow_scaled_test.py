@@ -87,7 +87,7 @@ def test_each_example_has_its_own_exponent_and_leaves_share_it():
         "b": jnp.array([[1e-10], [0.0], [2.0]]),
     }
     new, exponent = rescale(value, jnp.array([7, 7, 7]))
-    np.testing.assert_array_equal(exponent, [7 - 33, NO_EXPONENT, 7 + 4])
+    np.testing.assert_array_equal(exponent, [7 - 33, 7 + NO_EXPONENT, 7 + 4])
     np.testing.assert_array_equal(new["b"][:, 0], [np.float32(1e-10) * 2.0**33, 0, 2 / 16])
     np.testing.assert_array_equal(new["a"][2], [8 / 16, 1 / 16])
     logs = log_norm(Scaled(new, exponent))

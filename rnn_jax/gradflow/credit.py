@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,11 +13,14 @@ from rnn_jax.bptt import Linearization
 from rnn_jax.cells import Cell
 from rnn_jax.checks import check_fit
 from rnn_jax.gradflow.backward import prepare
+from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.losses import LastStep, Losses
 from rnn_jax.gradflow.scaled import (
     NO_EXPONENT,
     Scaled,
+    apply,
     exponent_of,
+    is_zero,
     rescale,
     scaled_log,
     times_power,
@@ -68,7 +70,7 @@ def credit_matrix(
     rows = math.ceil(num_steps / 4) if max_rows is None else max_rows
     if rows < 1:
         raise ValueError(f"max_rows is {max_rows}; give at least 1")
-    trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
+    params, trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
     linearization = bptt.linearize(cell, params, trajectory)
     valid = trajectory.valid
     logs = _row_logs(linearization, immediate, valid, xs.ndim - 2, rows)
@@ -91,29 +93,31 @@ def _row_logs(
         width = [(0, 0), (0, num_steps - block.shape[1])] + [(0, 0)] * batch_ndim
         return jnp.pad(block, width, constant_values=-jnp.inf)
 
-    blocks, safe = [], []
-    for first in range(0, num_steps, rows):
-        # L_t cannot depend on a later state, so a block of rows ends at its own last step.
-        stop = min(first + rows, num_steps)
-        own = jax.tree.map(lambda e, f=first, s=stop: e[f:s], immediate)
-        logs, in_range = run(own, first, stop, _plain_norm)
-        blocks.append(padded(logs))
-        safe.append(in_range)
+    def fast() -> tuple[Array, Array]:
+        blocks, held = [], []
+        for first in range(0, num_steps, rows):
+            # L_t cannot depend on a later state, so a block of rows ends at its own last step.
+            stop = min(first + rows, num_steps)
+            own = jax.tree.map(lambda e, f=first, s=stop: e[f:s], immediate)
+            logs, in_range = run(own, first, stop, careful=False)
+            blocks.append(padded(logs))
+            held.append(in_range)
+        return jnp.concatenate(blocks), jnp.all(jnp.stack(held))
 
-    def carefully() -> Array:
-        count = len(blocks)
+    def careful() -> Array:
+        count = math.ceil(num_steps / rows)
 
         def split(e: Array) -> Array:
             missing = [(0, count * rows - num_steps)] + [(0, 0)] * (e.ndim - 1)
             return jnp.pad(e, missing).reshape(count, rows, *e.shape[1:])
 
         logs = lax.map(
-            lambda block: run(block[0], block[1], num_steps, state_norm)[0],
+            lambda block: run(block[0], block[1], num_steps, careful=True)[0],
             (jax.tree.map(split, immediate), rows * jnp.arange(count)),
         )
         return logs.reshape(-1, *logs.shape[2:])[:num_steps]
 
-    return lax.cond(jnp.all(jnp.stack(safe)), lambda: jnp.concatenate(blocks), carefully)
+    return with_fallback(fast, careful)
 
 
 def _rows_back(
@@ -123,7 +127,7 @@ def _rows_back(
     own: State,
     first: int | Array,
     stop: int,
-    norm_of: Callable[[State, int], Array],
+    careful: bool,
 ) -> tuple[Array, Array]:
     """ln|dL_t/ds_k| `[R, stop, *batch]` of the rows t = first + 0..R-1, and whether all norms held.
 
@@ -145,11 +149,14 @@ def _rows_back(
 
         value = jax.tree.map(put, rows.value, start.value)
         exponent = put(rows.exponent, start.exponent)
-        norm = norm_of(value, batch_ndim + 1)
+        norm = (state_norm if careful else _plain_norm)(value, batch_ndim + 1)
         usable = (norm > 0) & jnp.isfinite(norm)
         scale = lax.stop_gradient(jnp.where(usable, exponent_of(norm), 0))
-        known = jnp.where(norm == 0, NO_EXPONENT, exponent)
-        past = Scaled(pull(times_power(value, -scale), local), known + scale)
+        known = jnp.where((norm == 0) & ~is_zero(exponent), exponent + NO_EXPONENT, exponent)
+        if careful:
+            past = apply(lambda v: pull(v, local), Scaled(value, exponent), careful)
+        else:
+            past = Scaled(pull(times_power(value, -scale), local), known + scale)
         if valid_k is not None:
             running = jnp.broadcast_to(valid_k[None], norm.shape)
             past = bptt.where_valid(running, past, Scaled(value, exponent))
@@ -161,7 +168,7 @@ def _rows_back(
     limits = jnp.finfo(norm.dtype)
     low, high = 2.0 ** (limits.minexp // 4), 2.0 ** (limits.maxexp // 4)
     # Rows that have not started, or have died, are known to be exact zeros.
-    in_range = jnp.all(((norm > low) & (norm < high)) | (exponent == NO_EXPONENT))
+    in_range = jnp.all(((norm > low) & (norm < high)) | is_zero(exponent))
     logs = scaled_log(norm, exponent)
     if valid is not None:
         logs = jnp.where(jnp.broadcast_to(valid[:stop, None], logs.shape), logs, -jnp.inf)
@@ -175,4 +182,8 @@ def _plain_norm(value: State, batch_axes: int) -> Array:
 
 def _log_root_mean_square(logs: Array) -> Array:
     """ln sqrt(mean exp(2 logs)) over the last axis; -inf where all are."""
-    return 0.5 * (jax.nn.logsumexp(2 * logs, axis=-1) - math.log(logs.shape[-1]))
+    largest = lax.stop_gradient(jnp.max(logs, axis=-1))
+    scale = jnp.where(jnp.isfinite(largest), largest, 0)
+    mean = jnp.mean(jnp.exp(2 * (logs - jnp.broadcast_to(scale[..., None], logs.shape))), axis=-1)
+    # Of an exact zero the derivative is 0 and not NaN; a NaN stays one.
+    return jnp.where(mean == 0, -jnp.inf, scale + jnp.log(jnp.where(mean == 0, 1, mean)) / 2)

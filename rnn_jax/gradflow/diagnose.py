@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax.cells import Cell
-from rnn_jax.checks import check_fit
-from rnn_jax.gradflow import finite
+from rnn_jax.gradflow.arguments import checked
 from rnn_jax.gradflow.jacobians import lyapunov_spectrum
 from rnn_jax.gradflow.losses import Losses, check_losses, with_batch_axis
 from rnn_jax.gradflow.measurements import Network, measure, parameter_gradient
@@ -17,7 +16,6 @@ from rnn_jax.gradflow.outcome import Outcome, about_the_task, check_outcome, was
 from rnn_jax.gradflow.remedies import remedies
 from rnn_jax.gradflow.remedy import Remedy
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import fill_padding, valid_steps
 
 TRY_ANEW = "to reach further all the same, try the following and train again:"
 
@@ -167,13 +165,10 @@ def diagnose(
             "cells.backward with params.backward on the reversed sequence"
         )
     check_outcome(outcome)
-    xs = check_fit(cell, params, state, xs)
-    valid = None if lengths is None else valid_steps(lengths, xs)
-    xs = fill_padding(xs, valid)
+    params, state, xs, valid = checked(cell, params, state, xs, lengths)
     if xs.ndim == 2:
         # Before the batch axis is added, so that an index named is one of the user's.
         check_losses(step_losses, state, xs.shape[0], valid)
-        finite.check_finite(params, state, xs)
         state, xs = jax.tree.map(lambda s: s[None], state), xs[:, None]
         step_losses = with_batch_axis(step_losses)
         lengths = None if lengths is None else jnp.reshape(lengths, (1,))

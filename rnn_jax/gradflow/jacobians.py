@@ -17,14 +17,20 @@ from rnn_jax import bptt
 from rnn_jax.cells import Cell
 from rnn_jax.checks import check_fit
 from rnn_jax.gradflow import finite
+from rnn_jax.gradflow.arguments import checked
+from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.scaled import (
     NO_EXPONENT,
     Scaled,
+    apply,
     exponent_of,
+    is_finite,
+    is_zero,
     power_of_two,
     rescale,
     scaled_log,
 )
+from rnn_jax.norms import state_norm
 from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import run_forward
 
@@ -61,7 +67,7 @@ def jacobian_product(cell: Cell, params: Params, state: State, xs: Array) -> Arr
     >>> bool(jnp.allclose(logs, 400 * jnp.log(0.5), rtol=1e-5))
     True
     """
-    previous = _previous_states(cell, params, state, xs)
+    params, previous, xs = _trajectory(cell, params, state, xs)
     return _mean_over_batch(_log_singular_values, cell, params, previous, xs)
 
 
@@ -115,7 +121,7 @@ def lyapunov_spectrum(
         raise ValueError(f"burn_in is {burn_in}; with {num_steps} steps give 0..{num_steps - 1}")
     if not 1 <= qr_every <= num_steps:
         raise ValueError(f"qr_every is {qr_every}; with {num_steps} steps give 1..{num_steps}")
-    previous = _previous_states(cell, params, state, xs)
+    params, previous, xs = _trajectory(cell, params, state, xs)
     size = sum(leaf.size for leaf in jax.tree.leaves(state)) // max(1, math.prod(xs.shape[1:-1]))
     count = size if num_exponents is None else num_exponents
     if not 1 <= count <= size:
@@ -126,24 +132,26 @@ def lyapunov_spectrum(
     return _mean_over_batch(spectrum, cell, params, previous, xs)
 
 
-def _previous_states(cell: Cell, params: Params, state: State, xs: Array) -> State:
-    """s_0..s_{T-1}, leaves `[T, B, H]`."""
-    xs = check_fit(cell, params, state, xs)
-    finite.check_finite(params, state, xs)
+def _trajectory(cell: Cell, params: Params, state: State, xs: Array) -> tuple[Params, State, Array]:
+    """The parameters, s_0..s_{T-1}, leaves `[T, B, H]`, and xs, all in float32 at least."""
+    params, state, xs, _ = checked(cell, params, state, xs)
     # A plain scan, so that derivatives of any order and mode go through.
     run = run_forward(cell._replace(affine=None), params, state, xs)
     finite.check_states(run.states)
-    return bptt.previous_states(run)
+    return params, bptt.previous_states(run), xs
 
 
 def _mean_over_batch(
-    measure: Callable[[Cell, Params, State, Array], Array],
+    measure: Callable[..., tuple[Array, Array]],
     cell: Cell,
     params: Params,
     previous: State,
     xs: Array,
 ) -> Array:
-    """Mean over the batch of `measure(cell, params, s_0..s_{T-1}, xs)` of each example."""
+    """Mean over the batch of what `measure` finds for each example.
+
+    `measure` is `(cell, params, s_0..s_{T-1}, xs, careful) -> (result, whether it held)`.
+    """
     batch_shape = xs.shape[1:-1]
 
     def flat(leaf: Array) -> Array:
@@ -151,30 +159,43 @@ def _mean_over_batch(
         return leaf.reshape(leaf.shape[0], math.prod(batch_shape), *units)
 
     examples = jax.tree.map(flat, (previous, xs))
-    results = jax.vmap(lambda s, x: measure(cell, params, s, x), in_axes=1)(*examples)
-    return jnp.mean(results, axis=0)
+
+    def run(careful: bool) -> tuple[Array, Array]:
+        results, held = jax.vmap(
+            lambda s, x: measure(cell, params, s, x, careful=careful), in_axes=1
+        )(*examples)
+        return jnp.mean(results, axis=0), jnp.all(held)
+
+    return with_fallback(lambda: run(careful=False), lambda: run(careful=True)[0])
 
 
-def _push(cell: Cell, params: Params, previous: State, x: Array, vectors: Array) -> Array:
-    """J_t times the columns of `vectors` `[N, k]`."""
+def _push(
+    cell: Cell, params: Params, previous: State, x: Array, vectors: Scaled, careful: bool
+) -> Scaled:
+    """J_t times each row of `vectors`, `[k, N]`, each at a scale of its own."""
     _, unravel = ravel_pytree(previous)
     _, jvp = jax.linearize(lambda state: cell.step(params, state, x), previous)
-    columns = jax.vmap(lambda v: ravel_pytree(jvp(unravel(v)))[0], in_axes=1, out_axes=1)
-    return columns(vectors)
+    return apply(jax.vmap(lambda v: ravel_pytree(jvp(unravel(v)))[0]), vectors, careful)
 
 
-def _pull(cell: Cell, params: Params, previous: State, x: Array, vectors: Array) -> Array:
-    """J_t^T times the columns of `vectors` `[N, k]`."""
+def _pull(
+    cell: Cell, params: Params, previous: State, x: Array, vectors: Scaled, careful: bool
+) -> Scaled:
+    """J_t^T times each row of `vectors`, `[k, N]`, each at a scale of its own."""
     _, unravel = ravel_pytree(previous)
     _, vjp = jax.vjp(lambda state: cell.step(params, state, x), previous)
-    columns = jax.vmap(lambda v: ravel_pytree(vjp(unravel(v))[0])[0], in_axes=1, out_axes=1)
-    return columns(vectors)
+    return apply(jax.vmap(lambda v: ravel_pytree(vjp(unravel(v))[0])[0]), vectors, careful)
 
 
 def _random_frame(previous: State) -> Array:
     """Orthogonal `[N, N]`: the identity's columns may lie in invariant subspaces for good."""
     flat, _ = ravel_pytree(jax.tree.map(lambda s: s[0], previous))
     return jax.random.orthogonal(jax.random.key(0), flat.size, dtype=flat.dtype)
+
+
+def _columns(frame: Array) -> Scaled:
+    """The columns of `[N, k]` as scaled vectors `[k, N]`."""
+    return rescale(frame.T, jnp.zeros(frame.shape[1], jnp.int32))
 
 
 def _spectrum(
@@ -186,22 +207,26 @@ def _spectrum(
     count: int,
     burn_in: int,
     qr_every: int,
-) -> Array:
-    """Exponents `[k]` of one example's trajectory."""
+    careful: bool,
+) -> tuple[Array, Array]:
+    """Exponents `[k]` of one example's trajectory, and whether the products held."""
     frame = _random_frame(previous)[:, :count]
     dtype = frame.dtype
 
-    def steps(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, Array]:
-        def push(vectors: Array, step: tuple[State, Array]) -> tuple[Array, None]:
-            return _push(cell, params, *step, vectors), None
+    def steps(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, tuple[Array, Array]]:
+        def push(vectors: Scaled, step: tuple[State, Array]) -> tuple[Scaled, Array]:
+            vectors = _push(cell, params, *step, vectors, careful)
+            return vectors, is_finite(vectors)
 
-        vectors, _ = lax.scan(push, frame, inputs)
-        frame, triangle = jnp.linalg.qr(vectors)
-        return frame, jnp.log(jnp.abs(jnp.diagonal(triangle)))
+        vectors, held = lax.scan(push, _columns(frame), inputs)
+        # A column's scale goes through to its entry of the diagonal.
+        frame, triangle = jnp.linalg.qr(vectors.value.T)
+        growth = scaled_log(jnp.abs(jnp.diagonal(triangle)), vectors.exponent)
+        return frame, (growth, jnp.all(held))
 
-    def grow(frame: Array, start: int, stop: int) -> tuple[Array, Array]:
-        """The frame after steps start..stop, and the sum of its logarithmic growth."""
-        total = jnp.zeros(count, dtype)
+    def grow(frame: Array, start: int, stop: int) -> tuple[Array, Array, Array]:
+        """The frame after steps start..stop, the sum of its logarithmic growth, if all held."""
+        total, all_held = jnp.zeros(count, dtype), jnp.ones((), bool)
         whole = (stop - start) // qr_every
         for first, blocks, length in (
             (start, whole, qr_every),
@@ -214,40 +239,52 @@ def _spectrum(
                     ),
                     (previous, xs),
                 )
-                frame, growth = lax.scan(steps, frame, part)
-                total = total + jnp.sum(growth, axis=0)
-        return frame, total
+                frame, (growth, held) = lax.scan(steps, frame, part)
+                total, all_held = total + jnp.sum(growth, axis=0), all_held & jnp.all(held)
+        return frame, total, all_held
 
-    frame, _ = grow(frame, 0, burn_in)
-    _, total = grow(frame, burn_in, xs.shape[0])
-    return -jnp.sort(-total / (xs.shape[0] - burn_in))
+    frame, _, first_held = grow(frame, 0, burn_in)
+    _, total, held = grow(frame, burn_in, xs.shape[0])
+    return -jnp.sort(-total / (xs.shape[0] - burn_in)), first_held & held
 
 
-def _log_singular_values(cell: Cell, params: Params, previous: State, xs: Array) -> Array:
-    """ln singular values `[N]` of one example's J_T ... J_1, largest first."""
+def _log_singular_values(
+    cell: Cell, params: Params, previous: State, xs: Array, *, careful: bool
+) -> tuple[Array, Array]:
+    """ln singular values `[N]` of one example's J_T ... J_1, and whether the products held."""
     frame = _random_frame(previous)
     size = frame.shape[0]
 
-    def forward(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, Array]:
-        frame, triangle = jnp.linalg.qr(_push(cell, params, *inputs, frame))
-        return frame, triangle  # scan takes a pair, not the QRResult of newer JAX
+    def forward(
+        frame: Array, inputs: tuple[State, Array]
+    ) -> tuple[Array, tuple[Array, Array, Array]]:
+        vectors = _push(cell, params, *inputs, _columns(frame), careful)
+        frame, triangle = jnp.linalg.qr(vectors.value.T)
+        return frame, (triangle, vectors.exponent, is_finite(vectors))
 
-    def backward(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, None]:
-        return jnp.linalg.qr(_pull(cell, params, *inputs, frame))[0], None
+    def backward(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, Array]:
+        vectors = _pull(cell, params, *inputs, _columns(frame), careful)
+        return jnp.linalg.qr(vectors.value.T)[0], is_finite(vectors)
 
     # There and back the frame turns to the product's right singular vectors, in falling order of
     # their values. From then on no triangle mixes a small row into a large one's rounding error.
     frame, _ = lax.scan(forward, frame, (previous, xs))
-    frame, _ = lax.scan(backward, frame, (previous, xs), reverse=True)
-    _, triangles = lax.scan(forward, frame, (previous, xs))
+    frame, held_back = lax.scan(backward, frame, (previous, xs), reverse=True)
+    _, (triangles, exponents, held) = lax.scan(forward, frame, (previous, xs))
+
+    def multiply(rows: Scaled, step: tuple[Array, Array]) -> tuple[Scaled, None]:
+        triangle, exponent = step
+        # A column that is zero is one of the triangle too.
+        exponent = jnp.where(is_zero(exponent), 0, exponent)
+        return _multiply_triangles(triangle, Scaled(rows.value, rows.exponent + exponent)), None
+
     start = rescale(jnp.eye(size, dtype=frame.dtype), jnp.zeros(size, jnp.int32))
-    rows, _ = lax.scan(
-        lambda rows, triangle: (_multiply_triangles(triangle, rows), None), start, triangles
-    )
-    norms = jnp.linalg.norm(rows.value, axis=1)
+    rows, _ = lax.scan(multiply, start, (triangles, exponents))
+    norms = state_norm(rows.value, 1)
     safe = jnp.where(norms > 0, norms, 1)
     units = rows.value / jnp.broadcast_to(safe[:, None], rows.value.shape)
-    return _diagonalize(units, scaled_log(norms, rows.exponent))
+    values = _diagonalize(units, scaled_log(norms, rows.exponent))
+    return values, jnp.all(held_back) & jnp.all(held)
 
 
 def _multiply_triangles(triangle: Array, rows: Scaled) -> Scaled:

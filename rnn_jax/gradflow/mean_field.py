@@ -144,7 +144,7 @@ def mean_field_variance(
     for name, value in given.items():
         if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= 0):
             raise ValueError(f"{name} is {value}; give 0 or more")
-    dtype = jnp.result_type(gain, input_std, bias_std, float)
+    dtype = jnp.promote_types(jnp.result_type(gain, input_std, bias_std, float), jnp.float32)
     g, input_std, bias_std = jnp.broadcast_arrays(*(jnp.asarray(v, dtype) for v in given.values()))
     return _jit_variance(activation, g, input_std * input_std + bias_std * bias_std)
 

@@ -22,8 +22,7 @@ from rnn_jax.gradflow.profile import (
     saturation,
     verdict_of,
 )
-from rnn_jax.gradflow.scaled import NO_EXPONENT, log_norm, scaled_log, times_power
-from rnn_jax.norms import state_norm
+from rnn_jax.gradflow.scaled import NO_EXPONENT, Scaled, apply, log_norm, times_power
 from rnn_jax.types import Array, Params, State
 
 TENFOLD = math.log(10)
@@ -162,13 +161,14 @@ def _window_norms(
     adjoints = scan_adjoints(cell, params, trajectory, immediate, lambda scaled: scaled)
     zero = jax.tree.map(jnp.zeros_like, adjoints.value)
 
+    def gradient(part: State) -> Params:
+        return bptt.parameter_gradients(cell, params, trajectory, part)[0]
+
     def log_of(kept: Array) -> Array:
         largest = jnp.max(jnp.where(kept, adjoints.exponent, NO_EXPONENT))
         common = times_power(adjoints.value, adjoints.exponent - largest)
         part = bptt.where_valid(kept, common, zero)
-        gradient = bptt.parameter_gradients(cell, params, trajectory, part)[0]
-        norm = state_norm(gradient, 0)
-        return scaled_log(norm.astype(jnp.result_type(norm, jnp.float32)), largest)
+        return log_norm(apply(gradient, Scaled(part, largest), careful=True))
 
     return jax.vmap(log_of)(jnp.stack([jnp.ones_like(within), within, ~within]))
 
@@ -176,7 +176,7 @@ def _window_norms(
 def from_last_loss(network: Network) -> tuple[Trajectory, State, Array]:
     """The forward run; e_t of each example's last loss alone; that loss's step, `[B]`."""
     cell, params, state, xs, step_losses, lengths = network
-    trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
+    _, trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
     num_steps, batch_size = xs.shape[:2]
     valid = trajectory.valid
     if isinstance(step_losses, LastStep):

@@ -1,17 +1,29 @@
 """The summands of dL/dtheta = sum_k (ds_k/dtheta)^T lambda_k, one for each time step."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rnn_jax import bptt
-from rnn_jax.bptt import Trajectory
+from rnn_jax.bptt import Trajectory, preactivation_cotangents, previous_states
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow.backward import prepare, scan_adjoints
+from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.losses import Losses
-from rnn_jax.gradflow.scaled import Scaled, add, scaled_log
+from rnn_jax.gradflow.scaled import (
+    NO_EXPONENT,
+    Scaled,
+    apply,
+    headroom,
+    is_finite,
+    is_zero,
+    log_norm,
+    rescale,
+    scaled_log,
+    times_power,
+)
 from rnn_jax.norms import state_norm
 from rnn_jax.types import Array, Params, State
 
@@ -43,25 +55,32 @@ def parameter_terms(
     Raises:
         ValueError: as in `state_gradients`.
     """
-    trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
+    params, trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
     adjoints = scan_adjoints(cell, params, trajectory, immediate, lambda scaled: scaled)
-    logs = summand_logs(cell, params, trajectory, adjoints)
+
+    def run(careful: bool) -> tuple[Params, Array]:
+        return summand_logs(cell, params, trajectory, adjoints, careful)
+
+    logs = with_fallback(lambda: run(careful=False), lambda: run(careful=True)[0])
     batch_size = math.prod(trajectory.xs.shape[1:-1])
     return jax.tree.map(lambda log: log - math.log(batch_size), logs)
 
 
-def summand_logs(cell: Cell, params: Params, trajectory: Trajectory, adjoints: Scaled) -> Params:
-    """ln of the norm of each step's summand of the parameter gradient.
+def summand_logs(
+    cell: Cell, params: Params, trajectory: Trajectory, adjoints: Scaled, careful: bool
+) -> tuple[Params, Array]:
+    """ln of the norm of each step's summand of the parameter gradient, and whether they held.
 
     Args:
         cell: any `Cell`.
         params: its parameters.
         trajectory: the forward run.
         adjoints: lambda_t as scaled numbers, leaves `[T, B, H]` (or `[T, H]`).
+        careful: whether ds_k/dtheta may use the type's whole range; else up to 3e20 in float32.
 
     Returns:
         A pytree like params of `[T]`: at k ln of the Frobenius norm of
-        sum_b (ds_k/dtheta)^T lambda_k.
+        sum_b (ds_k/dtheta)^T lambda_k; and a bool scalar.
 
     A summand of dL/dW is sum_b s_b delta_b^T, of rank B at most. Its squared norm is the sum over
     b, b' of (s_b . s_b')(delta_b . delta_b'), so no matrix of the shape of W is made where the
@@ -69,61 +88,120 @@ def summand_logs(cell: Cell, params: Params, trajectory: Trajectory, adjoints: S
     inner products lose digits, in float32 the third. Any other cell pays for one parameter
     gradient a step.
     """
-    previous = bptt.previous_states(trajectory)
-    if cell.affine is not None and cell.affine.factors is not None:
-        cotangents = bptt.preactivation_cotangents(cell, params, trajectory, adjoints.value)
-        factors = cell.affine.factors(trajectory.xs, previous, *cotangents)
-        logs = {
-            name: _product_log(left, right, adjoints.exponent)
-            for name, (left, right) in factors.items()
-        }
-        return params._replace(**logs)
-
-    # Examples are added up, so they must share a scale; what is lost lies below rounding.
-    flat = adjoints.exponent.reshape(adjoints.exponent.shape[0], -1)
-    common = jnp.max(flat, axis=1)
-    shape = (-1,) + (1,) * (adjoints.exponent.ndim - 1)
-    shift = adjoints.exponent - jnp.broadcast_to(common.reshape(shape), adjoints.exponent.shape)
-    total = add(
-        adjoints, Scaled(jax.tree.map(jnp.zeros_like, adjoints.value), adjoints.exponent - shift)
-    )
-
-    def step_norms(step: tuple[State, Array, State]) -> Params:
-        state, x, adjoint_t = step
-        gradient = jax.vjp(lambda p: cell.step(p, state, x), params)[1](adjoint_t)[0]
-        return jax.tree.map(lambda g: state_norm(g, 0), gradient)
-
-    norms = lax.map(step_norms, (previous, trajectory.xs, total.value))
-    return jax.tree.map(lambda norm: scaled_log(norm, common), norms)
+    by_factors = cell.affine is not None and cell.affine.factors is not None
+    measure = _logs_by_factors if by_factors else _logs_by_gradients
+    return measure(cell, params, trajectory, adjoints, careful)
 
 
-def _product_log(left: Array, right: Array, exponent: Array) -> Array:
-    """ln|sum_b left_b right_b^T 2^exponent_b| for each t.
+def _logs_by_factors(
+    cell: Cell, params: Params, trajectory: Trajectory, adjoints: Scaled, careful: bool
+) -> tuple[Params, Array]:
+    """The logarithms from inner products of the examples' factors, and whether they held."""
+    assert cell.affine is not None
+    assert cell.affine.factors is not None
 
-    left `[T, ..., M]`, right `[T, ..., N]`, exponent `[T, ...]` -> `[T]`.
-    """
+    def cotangents(adjoint: State) -> tuple[Any, Any]:
+        return preactivation_cotangents(cell, params, trajectory, adjoint)
+
+    deltas = apply(cotangents, adjoints, careful)
+    factors = cell.affine.factors(trajectory.xs, previous_states(trajectory), *deltas.value)
+    logs = {
+        name: _product_log(left, Scaled(right, deltas.exponent))
+        for name, (left, right) in factors.items()
+    }
+    return params._replace(**logs), is_finite(deltas)
+
+
+def _product_log(left: Array, right: Scaled) -> Array:
+    """ln|sum_b left_b right_b^T| for each t; left `[T, ..., M]`, right `[T, ..., N]` -> `[T]`."""
     num_steps = left.shape[0]
-    left, right = (a.reshape(num_steps, -1, a.shape[-1]) for a in (left, right))
-    sizes = [state_norm(a, 2) for a in (left, right)]
-    left, right = (
-        a / jnp.broadcast_to(jnp.where(size > 0, size, 1)[..., None], a.shape)
-        for a, size in zip((left, right), sizes, strict=True)
-    )
-    # Each example's product at a scale of its own, so that a loud one that adds nothing (an input
-    # of 0) does not drown a quiet one.
-    logs = scaled_log(sizes[0], exponent.reshape(sizes[0].shape)) + jnp.log(
-        jnp.where(sizes[1] > 0, sizes[1], 1)
-    )
-    logs = jnp.where(sizes[1] > 0, logs, -jnp.inf)
-    largest = jnp.max(logs, axis=1)
-    if left.shape[1] == 1:
-        return largest
-    scale = jnp.where(jnp.isfinite(largest), largest, 0)
-    weights = jnp.exp(logs - jnp.broadcast_to(scale[:, None], logs.shape))
-    left = left * jnp.broadcast_to(weights[..., None], left.shape)
-    gram = jnp.einsum("tbm,tcm->tbc", left, left) * jnp.einsum("tbn,tcn->tbc", right, right)
+
+    def by_example(value: Array, exponent: Array) -> Scaled:
+        """Examples side by side, each at a scale of its own: `[T, B, M]` and `[T, B]`."""
+        exponent = exponent.reshape(num_steps, -1)
+        return rescale(value.reshape(*exponent.shape, value.shape[-1]), exponent)
+
+    a = by_example(left, jnp.zeros(left.shape[:-1], jnp.int32))
+    b = by_example(right.value, right.exponent)
+    # A loud example that adds nothing (an input of 0) must not drown a quiet one.
+    nothing = is_zero(a.exponent) | is_zero(b.exponent)
+    exponent = jnp.where(nothing, NO_EXPONENT, a.exponent + b.exponent)
+    largest = jnp.max(exponent, axis=1)
+    shared = times_power(a.value, exponent - jnp.broadcast_to(largest[:, None], exponent.shape))
+    if exponent.shape[1] == 1:
+        return scaled_log((state_norm(shared, 2) * state_norm(b.value, 2))[:, 0], largest)
+    gram = jnp.einsum("tbm,tcm->tbc", shared, shared) * jnp.einsum("tbn,tcn->tbc", b.value, b.value)
     # Rounding may leave a sum of squares a little below zero where examples cancel.
     total = jnp.maximum(jnp.sum(gram, axis=(1, 2)), 0)
-    return scaled_log(
-        jnp.sqrt(jnp.where(total > 0, total, 1)), jnp.zeros(num_steps, jnp.int32)
-    ) + jnp.where(total > 0, scale, -jnp.inf)
+    root = jnp.sqrt(jnp.where(total > 0, total, 1))
+    return scaled_log(jnp.where(total > 0, root, 0), largest)
+
+
+def _logs_by_gradients(
+    cell: Cell, params: Params, trajectory: Trajectory, adjoints: Scaled, careful: bool
+) -> tuple[Params, Array]:
+    """The logarithms from the gradient of each step, and whether they held.
+
+    Fast, the examples share a scale and are added up in one product, which loses a quiet example
+    where a loud one adds nothing. With care each has a gradient of its own.
+    """
+    limits = jnp.finfo(jax.tree.leaves(adjoints.value)[0].dtype)
+    high = headroom(limits.dtype)
+
+    def gradient(state: State, x: Array, value: State) -> Params:
+        return jax.vjp(lambda p: cell.step(p, state, x), params)[1](value)[0]
+
+    def together(step: tuple[State, Array, Scaled]) -> tuple[Params, Array]:
+        state, x, (value, exponent) = step
+        common = jnp.max(exponent)
+        shift = exponent - jnp.broadcast_to(common, exponent.shape)
+        total = jax.tree.map(
+            lambda leaf: rescale(leaf, common - high),
+            gradient(state, x, times_power(value, shift + high)),
+        )
+        # Digits below the type's smallest number are gone; without quiet examples there were none.
+        quiet = jnp.any(~is_zero(exponent) & (shift < -limits.nmant))
+        lowest = common - high + limits.minexp + limits.nmant
+        held = [is_finite(leaf) & (~quiet | (leaf.exponent > lowest)) for leaf in _scaled(total)]
+        return _logs(total), jnp.all(jnp.stack(held))
+
+    def one_by_one(step: tuple[State, Array, Scaled]) -> tuple[Params, Array]:
+        def of_example(state: State, x: Array, adjoint: Scaled) -> Params:
+            def choose(large: Array, small: Array) -> Scaled:
+                held = jnp.all(jnp.isfinite(large))
+                power = jnp.where(held, high, -high).astype(jnp.int32)
+                return rescale(jnp.where(held, large, small), adjoint.exponent - power)
+
+            power = jnp.full_like(adjoint.exponent, high)
+            return jax.tree.map(
+                choose,
+                gradient(state, x, times_power(adjoint.value, power)),
+                gradient(state, x, times_power(adjoint.value, -power)),
+            )
+
+        def add_up(leaf: Scaled) -> Scaled:
+            common = jnp.max(leaf.exponent)
+            shift = leaf.exponent - jnp.broadcast_to(common, leaf.exponent.shape)
+            return rescale(jnp.sum(times_power(leaf.value, shift), axis=0), common)
+
+        examples = jax.vmap(of_example)(*step)
+        total = jax.tree.map(add_up, examples, is_leaf=lambda tree: isinstance(tree, Scaled))
+        return _logs(total), jnp.ones((), bool)
+
+    steps = (previous_states(trajectory), trajectory.xs, adjoints)
+    if not careful:
+        logs, held = lax.map(together, steps)
+        return logs, jnp.all(held)
+    axes = adjoints.exponent.ndim
+    count = math.prod(adjoints.exponent.shape[1:])
+    flat = jax.tree.map(lambda a: a.reshape(a.shape[0], count, *a.shape[axes:]), steps)
+    logs, held = lax.map(jax.checkpoint(one_by_one), flat)
+    return logs, jnp.all(held)
+
+
+def _scaled(tree: Params) -> list[Scaled]:
+    return jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Scaled))
+
+
+def _logs(tree: Params) -> Params:
+    return jax.tree.map(log_norm, tree, is_leaf=lambda leaf: isinstance(leaf, Scaled))

@@ -122,7 +122,7 @@ def e_folding_length(slope: float) -> float:
 
 def saturation(slopes: Array, threshold: float = 0.05) -> Array:
     """Share of units and steps with phi' below the threshold; scalar."""
-    return jnp.mean((slopes < threshold).astype(slopes.dtype))
+    return jnp.mean((slopes < threshold).astype(jnp.promote_types(slopes.dtype, jnp.float32)))
 
 
 def verdict_of(profile: np.ndarray) -> str:

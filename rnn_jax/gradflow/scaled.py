@@ -1,10 +1,13 @@
 """Numbers far outside float32: an array times a power of two, one exponent for each example.
 
 The exponent is an integer, so nothing is lost by rescaling however often it is done: a product of a
-million Jacobians has the relative error of its matrix products and no more.
+million Jacobians has the relative error of its matrix products and no more. What has one exponent
+shares its scale: an entry that is 2^126 (1e38) times smaller than the largest of its example counts
+as 0, and so does a number below the type's smallest normal one (1.2e-38), which XLA reads as 0.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,7 +20,8 @@ from rnn_jax.types import Array, State
 
 LN2 = math.log(2)
 NO_EXPONENT = -(2**30)
-"""Exponent of an exact zero: below any other, and far enough from int32's end to be subtracted."""
+"""Added to the exponent of an exact zero: below any other, and far enough from int32's end to be
+subtracted. A zero keeps its own exponent beneath it, at which its derivative is given."""
 
 
 class Scaled(NamedTuple):
@@ -25,11 +29,16 @@ class Scaled(NamedTuple):
 
     Attributes:
         value: pytree, leaves `[*batch, ...]`, largest entry of each example in [1/2, 1) or all 0.
-        exponent: int32 `[*batch]`.
+        exponent: int32 `[*batch]`; with NO_EXPONENT added to it where value is 0.
     """
 
     value: State
     exponent: Array
+
+
+def is_zero(exponent: Array) -> Array:
+    """Whether an exponent is that of an exact zero."""
+    return exponent < NO_EXPONENT // 2
 
 
 def exponent_of(values: Array) -> Array:
@@ -84,8 +93,45 @@ def rescale(value: State, exponent: Array) -> Scaled:
     power = jnp.where(usable, exponent_of(largest), 0)
     # What is multiplied must be a power of two that the type holds.
     power = jnp.clip(power, 1 - limits.maxexp, -limits.minexp)
-    new = jnp.where(largest == 0, NO_EXPONENT, exponent + power)
-    return Scaled(times_power(value, -power), new)
+    of_zero = jnp.where(is_zero(exponent), exponent, exponent + NO_EXPONENT)
+    return Scaled(times_power(value, -power), jnp.where(largest == 0, of_zero, exponent + power))
+
+
+def headroom(dtype: jnp.dtype) -> int:
+    """The power of two that leaves about half of a type's range above it and all of it below."""
+    return jnp.finfo(dtype).maxexp // 2 - 4
+
+
+def apply(linear: Callable[[State], State], scaled: Scaled, careful: bool) -> Scaled:
+    """linear(value) * 2^exponent, rescaled.
+
+    Args:
+        linear: a linear function of each example, such as the product by a Jacobian; its result's
+            leaves are `[*batch, ...]`, in any tree.
+        scaled: value and exponent `[*batch]`.
+        careful: whether it may change an example by any factor that the type holds; else by up to
+            the root of its largest number (3e20 for float32), and what is beyond is inf or NaN.
+
+    A value of size 1 times a Jacobian of 1e38 overflows where the units are added up, and one times
+    1e-38 loses its digits. So the value is first made large; where that overflows, small.
+    """
+    high = headroom(jax.tree.leaves(scaled.value)[0].dtype)
+    power = jnp.full_like(scaled.exponent, high)
+    if careful:
+        probe = lax.stop_gradient(linear(times_power(scaled.value, power)))
+        held = jnp.isfinite(_largest(probe, power.ndim))
+        power = jnp.where(held, power, -power)
+    value = linear(times_power(scaled.value, power))
+    # A zero stays at its own scale, or its derivative would grow with every step.
+    kept = lax.stop_gradient(_largest(value, power.ndim)) == 0
+    if careful:
+        value = times_power(value, jnp.where(kept, -power, 0))
+    return rescale(value, scaled.exponent - jnp.where(kept, 0, power))
+
+
+def is_finite(scaled: Scaled) -> Array:
+    """Whether no example holds a NaN or inf, a bool scalar."""
+    return jnp.all(jnp.isfinite(_largest(scaled.value, scaled.exponent.ndim)))
 
 
 def add(a: Scaled, b: Scaled) -> Scaled:
@@ -94,11 +140,27 @@ def add(a: Scaled, b: Scaled) -> Scaled:
     parts = []
     for term in (a, b):
         power = term.exponent - exponent
+        power = jnp.where(is_zero(power), power - NO_EXPONENT, power)
         # Below the smallest power a term is lost in the other's rounding: it counts as 0.
         small = power < jnp.finfo(jax.tree.leaves(term.value)[0].dtype).minexp
         zero = jax.tree.map(jnp.zeros_like, term.value)
         parts.append(where_valid(~small, times_power(term.value, power), zero))
     return Scaled(jax.tree.map(jnp.add, *parts), exponent)
+
+
+def norm_over(numbers: Scaled, axis: int) -> Scaled:
+    """L2 norm along an axis of numbers each with an exponent of its own, value >= 0."""
+    largest = jnp.max(numbers.exponent, axis, keepdims=True, initial=NO_EXPONENT)
+    shift = numbers.exponent - jnp.broadcast_to(largest, numbers.exponent.shape)
+    value = jnp.moveaxis(times_power(numbers.value, shift), axis, -1)
+    return Scaled(state_norm(value, value.ndim - 1), jnp.squeeze(largest, axis))
+
+
+def to_float(number: Scaled) -> Array:
+    """value * 2^exponent as a float; inf or 0 where the type does not hold it."""
+    # In two factors: the whole power may be out of range where the product is not.
+    half = number.exponent // 2
+    return times_power(times_power(number.value, half), number.exponent - half)
 
 
 def log_norm(scaled: Scaled) -> Array:

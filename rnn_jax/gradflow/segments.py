@@ -11,9 +11,10 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
-from rnn_jax.checks import check_fit
 from rnn_jax.gradflow import finite
+from rnn_jax.gradflow.arguments import checked
 from rnn_jax.gradflow.backward import adjoint_step, zero_scaled
+from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.losses import (
     Immediate,
     LastStep,
@@ -23,7 +24,7 @@ from rnn_jax.gradflow.losses import (
 )
 from rnn_jax.gradflow.scaled import Scaled, rescale
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import fill_padding, run_forward, valid_steps
+from rnn_jax.unroll import run_forward
 
 
 def segmented(
@@ -37,10 +38,8 @@ def segmented(
     measure: Callable[[Scaled], Any],
 ) -> Array:
     """Nested checkpointing: only the states between segments are kept on the way forward."""
-    xs = check_fit(cell, params, state, xs)
+    params, state, xs, valid = checked(cell, params, state, xs, lengths)
     num_steps = xs.shape[0]
-    valid = None if lengths is None else valid_steps(lengths, xs)
-    xs = fill_padding(xs, valid)
     check_losses(step_losses, state, num_steps, valid)
     if not isinstance(step_losses, LastStep | Immediate):
         raise ValueError(
@@ -51,7 +50,6 @@ def segmented(
         raise ValueError(
             f"segment_length is {segment_length}, but must be in 1..{num_steps}, the steps in xs"
         )
-    finite.check_finite(params, state, xs)
     # What does not fill a segment comes first, as a segment of its own.
     head = num_steps % segment_length
 
@@ -72,11 +70,11 @@ def segmented(
     def split(a: Array) -> Array:
         return a[head:].reshape(-1, segment_length, *a.shape[1:])
 
-    def back(future: Scaled, segment: Any) -> tuple[Scaled, Array]:
+    def back(careful: bool, future: Scaled, segment: Any) -> tuple[Scaled, tuple[Any, Array]]:
         start, inputs, own = segment
         trajectory = forward(start, inputs)
         linearization = bptt.linearize(cell, params, trajectory)
-        step = functools.partial(adjoint_step, linearization, measure)
+        step = functools.partial(adjoint_step, linearization, measure, careful)
         return lax.scan(step, future, (own, linearization.locals, trajectory.valid), reverse=True)
 
     first, first_own = jax.tree.map(lambda a: a[:head], ((xs, valid), immediate))
@@ -95,8 +93,16 @@ def segmented(
     if isinstance(step_losses, LastStep):
         last = last_immediate(step_losses, final, xs.shape[1:-1])
         adjoint_now = rescale(last, jnp.zeros_like(adjoint_now.exponent))
-    adjoint_now, logs = lax.scan(back, adjoint_now, (starts, rest, rest_own), reverse=True)
-    logs = logs.reshape(-1, *logs.shape[2:])
-    if not head:
-        return logs
-    return jnp.concatenate([back(adjoint_now, (state, first, first_own))[1], logs])
+
+    def run(careful: bool) -> tuple[Any, Array]:
+        step = functools.partial(back, careful)
+        first_adjoint, (logs, held) = lax.scan(
+            step, adjoint_now, (starts, rest, rest_own), reverse=True
+        )
+        logs, held = logs.reshape(-1, *logs.shape[2:]), jnp.all(held)
+        if head:
+            _, (first_logs, first_held) = step(first_adjoint, (state, first, first_own))
+            logs, held = jnp.concatenate([first_logs, logs]), held & jnp.all(first_held)
+        return logs, held
+
+    return with_fallback(lambda: run(careful=False), lambda: run(careful=True)[0])

@@ -5,14 +5,18 @@ earlier step changes with theta too, and nothing is forgotten (Zucchet & Orvieto
 networks: vanishing and exploding gradients are not the end of the story", 2024).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from rnn_jax.cells import Cell
-from rnn_jax.checks import check_fit
-from rnn_jax.gradflow import finite
+from rnn_jax.gradflow.arguments import checked
+from rnn_jax.gradflow.scaled import Scaled, add, apply, norm_over, rescale, to_float
+from rnn_jax.norms import state_norm
 from rnn_jax.types import Array, Params, State
 
 
@@ -26,7 +30,8 @@ def parameter_sensitivity(cell: Cell, params: Params, state: State, xs: Array) -
         xs: `[T, B, D]` or `[T, D]`.
 
     Returns:
-        A pytree like params of `[T]`: the Frobenius norm of ds_t/dtheta.
+        A pytree like params of `[T]`: the Frobenius norm of ds_t/dtheta. What is carried from step
+        to step has no end of range; a norm that float32 does not hold comes out as inf, or as 0.
 
     Raises:
         ValueError: shapes that do not fit; a NaN or inf in the arguments.
@@ -34,28 +39,63 @@ def parameter_sensitivity(cell: Cell, params: Params, state: State, xs: Array) -
     The forward recursion ds_t/dtheta = J_t ds_{t-1}/dtheta + direct part carries one state for
     each number in params, so it is meant for small networks. A scalar h <- a h + x has
     E (dh/da)^2 = (1 + a^2) / (1 - a^2)^3: 2.5e8 at a = 0.999, where the state gradient is 0.999.
-    """
-    xs = check_fit(cell, params, state, xs)
-    finite.check_finite(params, state, xs)
-    theta, unravel = ravel_pytree(params)
 
-    def squares(initial: State, xs: Array) -> Params:
-        """Squared norms `[T]` of one example."""
+    Differentiable; where a norm is exactly 0 (that of ds_1/dW if s_0 is 0) its derivative is 0,
+    which is right for whatever leaves it there.
+    """
+    params, state, xs, _ = checked(cell, params, state, xs)
+    theta, unravel = ravel_pytree(params)
+    size = theta.size
+    each = jnp.eye(size, dtype=theta.dtype)
+
+    def norms(initial: State, xs: Array) -> Params:
+        """Norms of one example as scaled numbers, value and exponent `[T]`."""
         start, unravel_state = ravel_pytree(initial)
 
         def step(state: Array, theta: Array, x: Array) -> Array:
             return ravel_pytree(cell.step(unravel(theta), unravel_state(state), x))[0]
 
-        def body(carry: tuple[Array, Array], x: Array) -> tuple[tuple[Array, Array], Params]:
+        def body(carry: tuple[Array, Scaled], x: Array) -> tuple[tuple[Array, Scaled], Params]:
             state, sensitivity = carry
-            jacobian, direct = jax.jacfwd(step, (0, 1))(state, theta, x)
-            sensitivity = jacobian @ sensitivity + direct
-            columns = unravel(jnp.sum(jnp.square(sensitivity), axis=0))
-            return (step(state, theta, x), sensitivity), jax.tree.map(jnp.sum, columns)
+            new, change = jax.linearize(lambda state, theta: step(state, theta, x), state, theta)
+            through_state = apply(
+                jax.vmap(lambda v: change(v, jnp.zeros_like(theta))), sensitivity, careful=True
+            )
+            direct = apply(
+                jax.vmap(lambda v: change(jnp.zeros_like(state), v)),
+                Scaled(each, jnp.zeros(size, jnp.int32)),
+                careful=True,
+            )
+            sensitivity = rescale(*add(through_state, direct))
+            return (new, sensitivity), _by_parameter(sensitivity, params)
 
-        return lax.scan(body, (start, jnp.zeros((start.size, theta.size), start.dtype)), xs)[1]
+        # Row p is ds_t/dtheta_p, at a scale of its own.
+        nothing = rescale(jnp.zeros((size, start.size), start.dtype), jnp.zeros(size, jnp.int32))
+        return lax.scan(body, (start, nothing), xs)[1]
 
-    if xs.ndim == 2:
-        return jax.tree.map(jnp.sqrt, squares(state, xs))
-    of_batch = jax.vmap(squares, in_axes=(0, 1))(state, xs)
-    return jax.tree.map(lambda square: jnp.sqrt(jnp.mean(square, axis=0)), of_batch)
+    count, batch_ndim = math.prod(xs.shape[1:-1]), xs.ndim - 2
+    states = jax.tree.map(lambda s: s.reshape(count, *s.shape[batch_ndim:]), state)
+    inputs = xs.reshape(xs.shape[0], count, xs.shape[-1])
+    of_batch = jax.vmap(norms, in_axes=(0, 1), out_axes=1)(states, inputs)
+
+    def root_mean_square(norm: Scaled) -> Array:
+        total = norm_over(norm, axis=1)
+        return to_float(Scaled(total.value / math.sqrt(count), total.exponent))
+
+    return jax.tree.map(root_mean_square, of_batch, is_leaf=_is_scaled)
+
+
+def _by_parameter(sensitivity: Scaled, params: Params) -> Params:
+    """Norms of the rows that belong to each parameter, a pytree like params of scaled numbers."""
+    leaves, tree = jax.tree.flatten(params)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    rows = Scaled(state_norm(sensitivity.value, 1), sensitivity.exponent)
+    parts = [
+        jax.tree.map(lambda a, s=end - leaf.size, e=end: a[s:e], rows)
+        for leaf, end in zip(leaves, ends, strict=True)
+    ]
+    return jax.tree.unflatten(tree, [norm_over(part, axis=0) for part in parts])
+
+
+def _is_scaled(tree: Params) -> bool:
+    return isinstance(tree, Scaled)

@@ -141,8 +141,8 @@ def state_gradients(
     """
     if segment_length is not None:
         return segmented(cell, params, state, xs, step_losses, lengths, segment_length, log_norm)
-    trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
-    return scan_adjoints(cell, params, trajectory, immediate, log_norm)
+    prepared = prepare(cell, params, state, xs, step_losses, lengths)
+    return scan_adjoints(cell, *prepared, log_norm)
 
 
 def leaf_gradients(
@@ -161,9 +161,9 @@ def leaf_gradients(
 
     Arguments and errors are those of `state_gradients`.
     """
-    trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
+    prepared = prepare(cell, params, state, xs, step_losses, lengths)
 
     def measure(adjoint: Scaled) -> State:
         return jax.tree.map(lambda leaf: log_norm(Scaled(leaf, adjoint.exponent)), adjoint.value)
 
-    return scan_adjoints(cell, params, trajectory, immediate, measure)
+    return scan_adjoints(cell, *prepared, measure)

@@ -20,6 +20,7 @@ from rnn_jax.cells.elman import activation_named, check_size
 from rnn_jax.gradflow.mean_field import (
     Prediction,
 )
+from rnn_jax.norms import widened
 from rnn_jax.types import Array, Params, State
 
 LARGEST_SLOPES = {"identity": 1.0, "relu": 1.0, "sigmoid": 0.25, "softplus": 1.0, "tanh": 1.0}
@@ -104,7 +105,7 @@ def fixed_point_slope(W: Array, slope_at_fixed_point: ArrayLike = 1.0) -> Predic
     (2013), section 2.2.
     """
     check_square(W)
-    slopes = jnp.asarray(slope_at_fixed_point)
+    W, slopes = widened((W, jnp.asarray(slope_at_fixed_point)))
     if slopes.shape not in ((), W.shape[-1:]):
         raise ValueError(
             f"slope_at_fixed_point has shape {slopes.shape}, but W {W.shape} wants a number or "
@@ -146,7 +147,8 @@ def fixed_point(
     check_size("max_steps", max_steps)
     if jnp.ndim(x) != 1:
         raise ValueError(f"x has shape {jnp.shape(x)}, but [D] is wanted: one input, no batch")
-    start, unravel = ravel_pytree(cell.initial_state(params) if state is None else state)
+    params, x = widened((params, x))
+    start, unravel = ravel_pytree(cell.initial_state(params) if state is None else widened(state))
 
     def step(flat: Array) -> Array:
         return ravel_pytree(cell.step(params, unravel(flat), x))[0]
@@ -181,6 +183,7 @@ def singular_value_bounds(W: Array, activation: str = "tanh") -> SingularValueBo
     """
     activation_named(activation)
     check_square(W)
+    W = widened(W)
     gamma = LARGEST_SLOPES[activation]
     values = jnp.linalg.svd(W, compute_uv=False)
     largest, smallest = values[..., 0], values[..., -1]
@@ -226,7 +229,7 @@ def trainable_length(slope: ArrayLike, survival: float = 1e-3) -> Array:
     """
     if not 0 < survival < 1:
         raise ValueError(f"survival is {survival}; give a share between 0 and 1, both excluded")
-    slope = jnp.asarray(slope, jnp.result_type(slope, float))
+    slope = _floating(slope)
     length = math.log(survival) / jnp.where(slope == 0, -1, slope)
     # A ratio that rounding alone keeps below a whole number counts as that number.
     whole = jnp.floor(length * (1 + 4 * jnp.finfo(slope.dtype).eps))
@@ -254,7 +257,7 @@ def forget_bias_for(memory_time: ArrayLike) -> Array:
     """
     if not isinstance(memory_time, jax.core.Tracer) and not np.all(np.asarray(memory_time) > 1):
         raise ValueError(f"memory_time is {memory_time}; a gate needs more than 1 step")
-    return jnp.log(jnp.asarray(memory_time, jnp.result_type(memory_time, float)) - 1)
+    return jnp.log(_floating(memory_time) - 1)
 
 
 def scalar_sensitivity(a: ArrayLike) -> ScalarSensitivity:
@@ -267,7 +270,7 @@ def scalar_sensitivity(a: ArrayLike) -> ScalarSensitivity:
     Source: Zucchet & Orvieto, "Recurrent neural networks: vanishing and exploding gradients are
     not the end of the story" (2024), section 2.
     """
-    a = jnp.asarray(a, jnp.result_type(a, float))
+    a = _floating(a)
     # Factored, 1 - a^2 keeps its digits near |a| = 1.
     decay = jnp.clip((1 - a) * (1 + a), min=0)
     return ScalarSensitivity(1 / decay, (1 + a * a) / decay**3)
@@ -290,6 +293,7 @@ def transient_growth(W: Array, horizon: int) -> TransientGrowth:
     """
     check_square(W)
     check_size("horizon", horizon)
+    W = widened(W)
 
     def multiply(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
         power, log_scale = carry
@@ -311,7 +315,12 @@ def transient_growth(W: Array, horizon: int) -> TransientGrowth:
 
 def log_spectral_radius(matrix: Array) -> Array:
     """ln of the largest modulus of an eigenvalue, `[..., H, H] -> [...]`; JAX has none on TPU."""
-    return jnp.log(jnp.max(jnp.abs(jnp.linalg.eigvals(matrix)), axis=-1))
+    return jnp.log(jnp.max(jnp.abs(jnp.linalg.eigvals(widened(matrix))), axis=-1))
+
+
+def _floating(value: ArrayLike) -> Array:
+    """An array of floating point, in float32 at least."""
+    return widened(jnp.asarray(value, jnp.result_type(value, float)))
 
 
 def check_square(W: Array) -> None:

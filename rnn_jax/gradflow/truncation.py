@@ -1,6 +1,6 @@
 """What truncating back-propagation throws away."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow.backward import prepare, zero_scaled
+from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.losses import LastStep, Losses, at_every_step
-from rnn_jax.gradflow.scaled import Scaled, add, rescale, scaled_log
+from rnn_jax.gradflow.scaled import Scaled, add, apply, is_finite, log_norm, rescale
 from rnn_jax.norms import state_norm
 from rnn_jax.types import Array, Params, State
 
@@ -54,7 +55,8 @@ def truncation_bias(
         lengths: `[B]`; padding adds nothing.
 
     Returns:
-        A `TruncationBias`; at window T both numbers are 1.
+        A `TruncationBias`; at window T both numbers are 1. NaN where the gradient is exactly zero,
+        which has no direction, and the cosine of a window whose own part is.
 
     Raises:
         ValueError: as in `state_gradients`, and for windows outside 1..T.
@@ -63,7 +65,7 @@ def truncation_bias(
     J_{k+1}^T v_{k+1}: one batched product over all k for each lag. Costs as much as
     `credit_matrix` and one weight gradient a lag.
     """
-    trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
+    params, trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
     num_steps = trajectory.xs.shape[0]
     if isinstance(step_losses, LastStep):
         immediate = at_every_step(immediate, num_steps, trajectory.valid)
@@ -72,23 +74,31 @@ def truncation_bias(
     linearization = bptt.linearize(cell, params, trajectory)
     pull = jax.vmap(linearization.pull)
 
-    def next_lag(carry: tuple[Scaled, Scaled], _: None) -> tuple[tuple[Scaled, Scaled], Scaled]:
-        part, total = carry
-        gradient = bptt.parameter_gradients(cell, params, trajectory, part.value)[0]
-        total = rescale(*add(total, rescale(gradient, part.exponent)))
-        pulled = pull(part.value, linearization.locals)
-        shifted = jax.tree.map(lambda p: jnp.concatenate([p[1:], jnp.zeros_like(p[:1])]), pulled)
-        return (rescale(shifted, part.exponent), total), total
+    def previous_step(value: State) -> State:
+        """J_{k+1}^T v_{k+1} for all k at once."""
+        pulled = pull(value, linearization.locals)
+        return jax.tree.map(lambda p: jnp.concatenate([p[1:], jnp.zeros_like(p[:1])]), pulled)
 
-    # One scale for the whole batch: what is added up must share it.
-    part = rescale(immediate, jnp.zeros((), jnp.int32))
-    (_, full), totals = lax.scan(next_lag, (part, zero_scaled(params, 0)), length=num_steps)
-    full_norm = state_norm(full.value, 0)
-    norms = state_norm(totals.value, 1)
-    products = jax.vmap(lambda total: optax.tree.vdot(total, full.value))(totals.value)
-    shares = scaled_log(norms, totals.exponent) - scaled_log(full_norm, full.exponent)
-    rows = chosen - 1
-    return TruncationBias(chosen, jnp.exp(shares)[rows], (products / (norms * full_norm))[rows])
+    def gradient(value: State) -> Params:
+        return bptt.parameter_gradients(cell, params, trajectory, value)[0]
+
+    def run(careful: bool) -> tuple[tuple[Array, Array], Array]:
+        def next_lag(carry: tuple[Scaled, Scaled], _: None) -> tuple[tuple[Scaled, Scaled], Any]:
+            part, total = carry
+            total = rescale(*add(total, apply(gradient, part, careful)))
+            part = apply(previous_step, part, careful)
+            return (part, total), (total, is_finite(part) & is_finite(total))
+
+        # One scale for the whole batch: what is added up must share it.
+        start = (rescale(immediate, jnp.zeros((), jnp.int32)), zero_scaled(params, 0))
+        (_, full), (totals, held) = lax.scan(next_lag, start, length=num_steps)
+        shares = log_norm(totals) - log_norm(full)
+        products = jax.vmap(lambda total: optax.tree.vdot(total, full.value))(totals.value)
+        cosines = products / (state_norm(totals.value, 1) * state_norm(full.value, 0))
+        return (shares, cosines), jnp.all(held)
+
+    shares, cosines = with_fallback(lambda: run(careful=False), lambda: run(careful=True)[0])
+    return TruncationBias(chosen, jnp.exp(shares)[chosen - 1], cosines[chosen - 1])
 
 
 def _check_windows(windows: Array, num_steps: int) -> None:

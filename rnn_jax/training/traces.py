@@ -10,7 +10,7 @@ from rnn_jax.bptt import trajectory_through
 from rnn_jax.gradflow.params import summand_logs
 from rnn_jax.gradflow.scaled import rescale
 from rnn_jax.model import ModelParams
-from rnn_jax.norms import adjoint_norms
+from rnn_jax.norms import adjoint_norms, widened
 from rnn_jax.objectives import Objective, Run
 from rnn_jax.types import Array, Params, State
 
@@ -38,10 +38,12 @@ def trace_parameters(
 ) -> ParameterTrace:
     """Norms of dL/ds_t, and of each step's summand of the gradient of the cell's parameters."""
     cell = objective.model.cell
-    trajectory = trajectory_through(cell, params.cell, carry, run.inputs, run.states)
-    batch_shape = run.inputs.shape[:-1]
-    scaled = rescale(adjoints, jnp.zeros(batch_shape, jnp.int32))
-    logs = summand_logs(cell, params.cell, trajectory, scaled)
+    cell_params, carry, inputs, states, cotangents = widened(
+        (params.cell, carry, run.inputs, run.states, adjoints)
+    )
+    trajectory = trajectory_through(cell, cell_params, carry, inputs, states)
+    scaled = rescale(cotangents, jnp.zeros(inputs.shape[:-1], jnp.int32))
+    logs, _ = summand_logs(cell, cell_params, trajectory, scaled, careful=False)
     return ParameterTrace(
         states=adjoint_norms(adjoints),
         parameters=jax.tree.map(jnp.exp, logs),
