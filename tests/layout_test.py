@@ -38,7 +38,7 @@ ALLOWED = {
     "adjoint": {"cells", "types"},
     "checks": {"cells", "types"},
     "unroll": {"adjoint", "cells", "checks", "placement", "tap", "types"},
-    "bidirectional": {"cells", "unroll", "placement", "types"},
+    "bidirectional": {"cells", "checks", "unroll", "placement", "types"},
     "model": {"cells", "unroll", "initializers", "types"},
     "gradflow": FOUNDATION,
     "objectives": FOUNDATION | {"tasks"},

@@ -61,6 +61,7 @@ def jacobian_product(cell: Cell, params: Params, state: State, xs: Array) -> Arr
     >>> bool(jnp.allclose(logs, 400 * jnp.log(0.5), rtol=1e-5))
     True
     """
+    xs = check_fit(cell, params, state, xs)
     previous = _previous_states(cell, params, state, xs)
     return _mean_over_batch(_log_singular_values, cell, params, previous, xs)
 
@@ -128,7 +129,6 @@ def lyapunov_spectrum(
 
 def _previous_states(cell: Cell, params: Params, state: State, xs: Array) -> State:
     """s_0..s_{T-1}, leaves `[T, B, H]`."""
-    xs = check_fit(cell, params, state, xs)
     finite.check_finite(params, state, xs)
     # A plain scan, so that derivatives of any order and mode go through.
     run = run_forward(cell._replace(affine=None), params, state, xs)
