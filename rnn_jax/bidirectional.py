@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax.cells import Cell
+from rnn_jax.checks import check_fit
 from rnn_jax.placement import align, on_its_mesh
 from rnn_jax.types import Array, Key, State
 from rnn_jax.unroll import unroll_in_order
@@ -105,6 +106,7 @@ def bidirectional_unroll(
     cells = network.cells
     if lengths is not None:
         lengths = jnp.asarray(lengths)
+    xs = check_fit(cells.forward, params.forward, state.forward, xs)
     params, xs, state, perturbations, lengths = align(
         params, xs.ndim - 2, (xs, 1), (state, 0), (perturbations, 1), (lengths, 0)
     )

@@ -13,7 +13,7 @@ from rnn_jax.types import Array, Params, State
 def check_fit(
     cell: Cell, params: Params, state: State, xs: Any, perturbations: State | None = None
 ) -> Array:
-    """xs as an array; `ValueError`, naming both shapes, unless state and perturbations fit it.
+    """xs as an array; `ValueError`, naming shapes or dtypes, unless all fits together.
 
     Args:
         cell: any `Cell`.
@@ -22,8 +22,7 @@ def check_fit(
         xs: `[T, B, D]` (or `[T, D]`), an array or what `jnp.asarray` makes one of, such as a list.
         perturbations: leaves `[T, B, H]` (or `[T, H]`), or None.
 
-    Nothing is computed, so it works on what `jit` and `vmap` trace. Dtypes that do not fit come to
-    light when the cell is run: see `mixed_dtypes`.
+    Nothing is computed, so it works on what `jit` and `vmap` trace.
     """
     xs = _as_array(xs)
     whole = not jnp.issubdtype(xs.dtype, jnp.inexact)
@@ -60,7 +59,18 @@ def check_fit(
                 f"perturbations has shape {_shapes(perturbations)}, but the states want "
                 f"{sequence}; zero_perturbations(state, num_steps) makes one that fits"
             )
+    if said := _mixed_dtypes(cell, params, state, xs, perturbations):
+        raise ValueError(said)
     return xs
+
+
+def check_examples(xs: Array) -> None:
+    """`ValueError` for an empty batch, of which nothing is to be measured."""
+    if 0 in xs.shape[1:-1]:
+        raise ValueError(
+            f"xs has shape {xs.shape}: an empty batch, of which there is no gradient to measure; "
+            "give at least one example, [T, B, D] with time first"
+        )
 
 
 def _looks_batch_first(shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> str:
@@ -76,7 +86,7 @@ def _looks_batch_first(shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> 
     )
 
 
-def mixed_dtypes(
+def _mixed_dtypes(
     cell: Cell, params: Params, state: State, xs: Array, perturbations: State | None
 ) -> str | None:
     """What to say where a step returns a state of another dtype because the arguments are mixed.
@@ -86,16 +96,18 @@ def mixed_dtypes(
     """
     given = {"params": params, "xs": xs, "state": state, "perturbations": perturbations}
     dtypes = {name: found for name, tree in given.items() if (found := _dtypes(tree))}
-    if len(set().union(*dtypes.values())) < 2:
+    if "state" not in dtypes or len(set().union(*dtypes.values())) < 2:
         return None
 
-    def step(params: Params, state: State, x: Array) -> State:
-        new = cell.step(params, state, x)
+    def step(params: Params, state: State, xs: Array, perturbations: State | None) -> State:
+        new = cell.step(params, state, xs[0])
         return new if perturbations is None else jax.tree.map(_add_first, new, perturbations)
 
+    # Of shapes and types alone: on a mesh one step's arrays do not lie as the whole sequence's do.
+    kinds = jax.tree.map(_shape_and_type, (params, state, xs, perturbations))
     try:
-        new = jax.eval_shape(step, params, state, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
-    except TypeError:
+        new = jax.eval_shape(step, *kinds)
+    except (TypeError, ValueError):
         return None
     if _shapes(new) != _shapes(state) or _dtypes(new) <= dtypes["state"]:
         return None
@@ -195,9 +207,21 @@ def _dtype(leaf: Any) -> np.dtype:
 
 
 def _dtypes(tree: Any) -> set[str]:
-    """The floating-point types among the leaves, as JAX holds them."""
-    dtypes = {_dtype(leaf) for leaf in jax.tree.leaves(tree)}
+    """The floating-point types among the leaves, as JAX holds them; weak ones follow the others."""
+    dtypes = {_dtype(leaf) for leaf in jax.tree.leaves(tree) if not _is_weak(leaf)}
     return {str(jnp.result_type(d)) for d in dtypes if jnp.issubdtype(d, jnp.inexact)}
+
+
+def _is_weak(leaf: Any) -> bool:
+    """Whether its type gives way to that of any array that it meets, as a Python number's does."""
+    return isinstance(leaf, int | float | complex) or bool(getattr(leaf, "weak_type", False))
+
+
+def _shape_and_type(leaf: Any) -> jax.ShapeDtypeStruct:
+    dtype = _dtype(leaf)
+    if jnp.issubdtype(dtype, jnp.number):
+        dtype = jnp.result_type(dtype)
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype, weak_type=_is_weak(leaf))
 
 
 def _name(dtype: np.dtype) -> str:

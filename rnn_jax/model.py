@@ -158,6 +158,7 @@ def free_run(
     Raises:
         ValueError: the model's outputs are no inputs for it, both shapes named.
     """
+    x = jnp.asarray(x)
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; a free run has at least one step")
     for leaf in jax.tree.leaves(perturbations):

@@ -11,7 +11,7 @@ from jax import lax
 
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
-from rnn_jax.checks import check_fit, mixed_dtypes
+from rnn_jax.checks import check_fit
 from rnn_jax.placement import align, filled, on_its_mesh
 from rnn_jax.tap import adjoint_sites, tap
 from rnn_jax.types import Array, Params, State
@@ -185,8 +185,6 @@ def run_forward(
     try:
         return bptt.forward(cell, params, state, xs, perturbations, valid)
     except TypeError as error:
-        if mixed := mixed_dtypes(cell, params, state, xs, perturbations):
-            raise ValueError(mixed) from error
         shapes = jax.tree.map(jnp.shape, params)
         reason = " ".join(str(error).partition("\n---")[0].split())
         raise ValueError(

@@ -168,3 +168,18 @@ def test_shapes_that_do_not_fit_are_not_blamed_on_types():
     xs = jax.ShapeDtypeStruct((T, B, D + 1), jnp.bfloat16)
     with pytest.raises(ValueError, match=r"x of shape \(2, 3\)"):
         states_and_gradient(cell, params, state, xs)
+
+
+def test_numbers_whose_type_gives_way_are_no_mixture():
+    """A Python number among the parameters follows the arrays that it meets."""
+    cell = rnn_jax.Cell(
+        None,
+        lambda params, batch=(): jnp.zeros((*batch, D), jnp.bfloat16),
+        lambda leak, state, x: leak * state + x,
+    )
+    state, xs = jnp.zeros((B, D), jnp.bfloat16), jnp.ones((T, B, D), jnp.bfloat16)
+    for run in (unroll, plain_unroll):
+        assert run(cell, 0.5, state, xs).dtype == jnp.bfloat16
+        assert run(cell, jnp.asarray(0.5, jnp.bfloat16), state, xs).dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match=r"^params are float32, .*cast xs, xs\.astype"):
+        unroll(cell, jnp.float32(0.5), state, xs)

@@ -37,7 +37,7 @@ ALLOWED = {
     "bptt": {"cells", "types"},
     "checks": {"cells", "types"},
     "unroll": {"bptt", "cells", "checks", "placement", "tap", "types"},
-    "bidirectional": {"cells", "unroll", "placement", "types"},
+    "bidirectional": {"cells", "checks", "unroll", "placement", "types"},
     "model": {"cells", "unroll", "initializers", "types"},
     "gradflow": FOUNDATION,
     "objectives": FOUNDATION | {"tasks"},

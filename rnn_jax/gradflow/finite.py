@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rnn_jax.checks import check_examples
 from rnn_jax.types import Array, Params, State
 
 
@@ -22,7 +23,8 @@ def first_nonfinite(tree: State) -> str | None:
         if bad.any():
             index = tuple(int(i) for i in np.unravel_index(np.argmax(bad), values.shape))
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            return f"{name}{list(index)}".lstrip(".") + f" is {values[index]}"
+            place = list(index) if index else ""
+            return f"{name}{place}".lstrip(".") + f" is {values[index]}"
     return None
 
 
@@ -31,11 +33,7 @@ def check_finite(params: Params, state: State, xs: Array) -> None:
 
     Under `jit` or `vmap` there are no numbers to look at: there a NaN goes through to the result.
     """
-    if 0 in xs.shape[1:-1]:
-        raise ValueError(
-            f"xs has shape {xs.shape}: an empty batch, of which there is no gradient to measure; "
-            "give at least one example, [T, B, D] with time first"
-        )
+    check_examples(xs)
     for name, tree in (("xs", xs), ("state", state), ("params", params)):
         if is_concrete(tree) and (where := first_nonfinite(tree)):
             raise ValueError(f"{name} is not finite: {where}; mend it before measuring gradients")

@@ -16,7 +16,7 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
-from rnn_jax.checks import check_fit
+from rnn_jax.checks import check_examples, check_fit
 from rnn_jax.gradflow import lyapunov_spectrum
 from rnn_jax.gradflow.scaled import rescale
 from rnn_jax.losses import masked_mean
@@ -161,6 +161,7 @@ def _exponents(
 ) -> Array:
     """Exponents of each example, `[B, k]`; `[k]` without a batch axis."""
     xs = check_fit(cell, params, state, xs)
+    check_examples(xs)
 
     def spectrum(state: State, xs: Array) -> Array:
         return lyapunov_spectrum(cell, params, state, xs, num_exponents, burn_in, qr_every=qr_every)
