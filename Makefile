@@ -1,9 +1,9 @@
 # Everything runs in a virtual environment of its own, made when first needed.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: sine test lint types pytest evidence figures tables notebooks newcomer clean
+.PHONY: sine test lint types pytest survival evidence figures tables notebooks newcomer clean
 
 sine: $(VENV)/installed
 	$(BIN)/python -m experiments.sine --flagfile=experiments/flags/sine.flags
@@ -19,6 +19,11 @@ types: $(VENV)/installed-test
 
 pytest: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2
+
+# Kills, signals, full disks and hostile files: the slow tests that docs/faults.md names.
+survival: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow tests/resume_test.py tests/disk_test.py tests/checkpoint_test.py \
+		tests/reading_test.py tests/tables_test.py tests/gradient_sweep_test.py
 
 # What takes minutes: the slow tests.
 evidence: $(VENV)/installed-test $(VENV)/installed-notebooks

@@ -32,7 +32,7 @@ STAND_INS = {
     "python -m pytest -n 2": "python -m pytest -n 2 tests/layout_test.py",
     # make sine has run it in full.
     "--flagfile=experiments/flags/sine.flags": "--flagfile=experiments/flags/sine.flags "
-    "--num_steps=100",
+    "--train_steps=100",
 }
 """Parts of commands that would repeat minutes of work, and what is run instead."""
 ELSEWHERE = {
