@@ -8,7 +8,7 @@ import reference
 from training import D, H, T, library_params, random_batch, trace_a_step
 
 import rnn_jax
-from experiments.training.restoring import way_back_of
+from experiments.analysis.sine_network import measured_arguments
 from rnn_jax import gradflow, losses, objectives
 
 
@@ -77,5 +77,5 @@ def test_the_way_back_that_is_followed_is_that_of_training(x64, rng, given):
         return objectives.mean_loss(objective.run(params, carry, batch, perturbations))
 
     adjoints = 3 * jax.grad(loss)(jnp.zeros((T, 3, H)))
-    logs = gradflow.state_gradients(*way_back_of(model, given)(params, carry, batch))
+    logs = gradflow.state_gradients(*measured_arguments(model, given)(params, carry, batch))
     np.testing.assert_allclose(np.exp(logs), np.linalg.norm(adjoints, axis=-1), rtol=1e-9)

@@ -155,7 +155,7 @@ def test_a_strange_config_of_a_folder_is_refused_in_one_line(changes, tmp_path):
     with pytest.raises(ValueError, match=r".") as raised:
         config_of(records.load_config(tmp_path))
     assert str(raised.value).isprintable()
-    assert sine.config_of({"experiment": "sine"}) == sine.SineConfig()
+    assert config_of({"experiment": "sine"}) == sine.SineConfig()
 
 
 def test_the_limits_of_a_machine_are_read(tmp_path):

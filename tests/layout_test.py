@@ -63,7 +63,7 @@ FLOORS = ("cli", "data", "setup", "analysis", "training", "reports", "benchmarks
 """Folders of experiments, lowest first: each imports from those before it, and nobody imports an
 entry point, which is a file of experiments itself."""
 
-LONGEST = 325
+LONGEST = 350
 """Lines of a file; a longer one is perhaps two ideas."""
 
 VAGUE = {"util", "utils", "helper", "helpers", "common", "misc"}

@@ -16,6 +16,7 @@ import rnn_jax
 from rnn_jax import gradflow, training
 from rnn_jax.tasks.delayed_xor import delayed_xor
 from rnn_jax.training import optim, regularizers
+from rnn_jax.training.traces import trace_states
 from rnn_jax.types import Batch
 
 EPS = 1e-6
@@ -163,7 +164,7 @@ def test_a_training_step_adds_weight_times_the_mean_of_omegas_gradient(x64, rng)
     start = train_state(library_params(weights), optimizer, s_0)
     updates, norms = [], []
     for regularize in (None, regularizers.pascanu(0.7)):
-        end, metrics = step(objective, optimizer, start, batch, training.trace_states, regularize)
+        end, metrics = step(objective, optimizer, start, batch, trace_states, regularize)
         updates.append(jax.tree.map(np.subtract, *jax.device_get((start.params, end.params))))
         norms.append(metrics.gradient_norm)
     added = jax.tree.map(lambda plain, both: both - plain, *updates)

@@ -26,7 +26,8 @@ from training import (
 
 import rnn_jax
 from experiments.cli import options
-from experiments.sine import SineConfig, run
+from experiments.setup.sine import SineConfig
+from experiments.training.sine_training import train_one
 from rnn_jax import initializers, losses, objectives, training
 from rnn_jax.tasks import sine
 from rnn_jax.training import optim
@@ -196,9 +197,9 @@ def test_two_hundred_iterations_reach_the_published_loss():
     are a state that is not carried on (2.7e-3) and orthogonal initial weights (2.8e-3).
     """
     config = config_of("sine_200.flags")
-    assert config.num_steps == 200
+    assert config.train_steps == 200
     last = [
-        run(dataclasses.replace(config, seed=seed), write=False).history.loss[-100:].mean()
+        train_one(dataclasses.replace(config, seed=seed), None).history.loss[-100:].mean()
         for seed in range(3)
     ]
     assert 4.5e-3 < np.mean(last) < 8e-3

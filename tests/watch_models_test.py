@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exactness import assert_as_good_as_equal
 from flax import linen as nn
 from flax import nnx
 from jax import lax
@@ -21,7 +22,7 @@ def against_value_and_grad(loss, *args, **options):
     loss_and_grads = jax.jit(jax.value_and_grad(loss))(*args)
     value, grads, norms = jax.jit(rnn_jax.watch(loss, **options))(*args)
     assert value == loss_and_grads[0]
-    jax.tree.map(np.testing.assert_array_equal, grads, loss_and_grads[1])
+    assert_as_good_as_equal(grads, loss_and_grads[1])
     return value, grads, norms
 
 
