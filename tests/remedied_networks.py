@@ -88,6 +88,11 @@ OURS = {
         ("forget-gate bias",),
         lambda p: lstm_bias(p, -0.5),
     ),
+    "lstm-wild": lambda: Ill(
+        rnn_jax.lstm(H, recurrent_init=gaussian(8.0)),
+        ("forget-gate bias", *BOUNDS),
+        lambda p: lstm_bias(p, -5.0),
+    ),
     "lstm-exploding": lambda: Ill(
         rnn_jax.lstm(H, recurrent_init=gaussian(12.0)), ("scale W", *BOUNDS)
     ),

@@ -8,8 +8,8 @@ import numpy as np
 from rnn_jax.cells.cell import emit_size
 from rnn_jax.gradflow import anatomy
 from rnn_jax.gradflow.anatomy import Part, values_of
-from rnn_jax.gradflow.remedy import Case, Remedy, after_trial, mean, names
-from rnn_jax.gradflow.trials import hold, solved, trial
+from rnn_jax.gradflow.remedy import Case, Remedy, after_trial, mean, names, quantity_of
+from rnn_jax.gradflow.trials import Edit, Trial, hold, solved, trial, tried
 
 TOO_SATURATED = 0.3
 """Share of saturated units from which on they are named first."""
@@ -53,37 +53,61 @@ def longer_memory(case: Case) -> list[Remedy]:
     """A gate or a leak that keeps the old state for as long as the sequence is."""
     if case.found.verdict not in ("vanishing", "mixed", "dead"):
         return []
+    return [*_open_gate(case), *_smaller_leak(case)]
+
+
+def _open_gate(case: Case) -> list[Remedy]:
+    """A bias with which the gate keeps 1 - 1/T; with smaller W where that alone explodes."""
     num_steps = case.found.num_steps
-    remedies = []
     wanted = math.log(max(num_steps - 1, 2))
     gates = [a for a in case.known if a.gate_bias is not None]
     biases = [a.gate_bias for a in gates if a.gate_bias is not None]
     means = [mean(case, bias) for bias in biases]
-    if means and min(means) < wanted:
-        kinds = sorted({a.gate for a in gates})
-        now = ", ".join(f"{bias:.2f}" for bias in means)
-        kept = ", ".join(f"{1 / (1 + math.exp(-bias)):.3f}" for bias in means)
-        remedies += after_trial(
-            case,
-            f"{kinds[0]}-gate bias" if len(kinds) == 1 else "gate bias",
+    if not means or min(means) >= wanted:
+        return []
+    kinds = sorted({a.gate for a in gates})
+    name = f"{kinds[0]}-gate bias" if len(kinds) == 1 else "gate bias"
+    now = ", ".join(f"{bias:.2f}" for bias in means)
+    kept = ", ".join(f"{1 / (1 + math.exp(-bias)):.3f}" for bias in means)
+    matrices = [part for a in gates for parts in a.scales.values() for part in parts]
+    second_best: list[Remedy] = []
+    for factor in (1.0, 0.5, 0.25, 0.1):
+        edits = [Edit(bias, "set", wanted) for bias in biases]
+        advice = (
             f"start {names(case, biases)} at ln(T - 1) = {wanted:.2f} for a memory of "
             f"T = {num_steps} steps; it is {now} now, which alone keeps 1/(1 + e^-b) = {kept} a "
-            "step",
-            "horizon",
-            trial(case.network, biases, "set", wanted),
+            "step"
         )
+        if factor < 1:
+            edits += [Edit(part, "scale", factor) for part in matrices]
+            advice += (
+                f"; and multiply {names(case, matrices)} by {factor}, without which the gradient "
+                "would grow"
+            )
+        after = tried(case.network, edits)
+        done = None if after is None else Trial(tuple(edits), wanted, after)
+        found = after_trial(case, name, advice, quantity_of(case.found), done)
+        if found and after is not None and after.verdict == "healthy":
+            return found
+        second_best = second_best or found
+    return second_best
+
+
+def _smaller_leak(case: Case) -> list[Remedy]:
+    """A leak of 1/T."""
     leaks = [a.leak for a in case.known if a.leak is not None]
-    if leaks:
-        leak = float(np.mean([mean(case, part) for part in leaks]))
-        remedies += after_trial(
-            case,
-            "smaller leak",
-            f"set {names(case, leaks)} to 1/T = {1 / num_steps:.2g}; it is {leak:.2g} now, and "
-            f"without W each step keeps 1 - leak = {1 - leak:.3g} of the gradient",
-            "growth rate",
-            trial(case.network, leaks, "set", 1 / num_steps),
-        )
-    return remedies
+    if not leaks:
+        return []
+    num_steps = case.found.num_steps
+    leak = float(np.mean([mean(case, part) for part in leaks]))
+    return after_trial(
+        case,
+        "smaller leak",
+        f"set {names(case, leaks)} to 1/T = {1 / num_steps:.2g}; it is {leak:.2g} now, and "
+        f"without W each step keeps 1 - leak = {1 - leak:.3g} of the gradient",
+        "growth rate",
+        trial(case.network, leaks, "set", 1 / num_steps),
+    )
 
 
 def critical_gain(case: Case) -> list[Remedy]:

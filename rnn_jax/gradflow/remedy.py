@@ -57,18 +57,26 @@ class Case(NamedTuple):
 
 def after_trial(case: Case, name: str, advice: str, moves: str, done: Trial | None) -> list[Remedy]:
     """The remedy of a trial, if it moved its quantity as it is meant to."""
-    if done is None:
-        return []
-    before, after = quantities(moves, case.found, done.after)
-    better = improves(case.found, done.after)
-    if moves == "growth rate":
-        better = better and abs(after) <= abs(before) / 2
-    if moves == "saturation":
-        better = after < before / 2
-    if not better:
+    if done is None or not fulfils(moves, case.found, done.after):
         return []
     advice = f"{advice}; {told(moves, case.found, done.after)}"
+    before, after = quantities(moves, case.found, done.after)
     return [Remedy(name, advice, done.value, moves, before, after, done.edits)]
+
+
+def fulfils(moves: str, before: Measurements, after: Measurements) -> bool:
+    """Whether a trial did what its remedy promises, and made the gradient no worse elsewhere."""
+    old, new = quantities(moves, before, after)
+    if moves == "growth rate" and not abs(new) <= abs(old) / 2:
+        return False
+    if moves == "saturation" and not new < old / 2:
+        return False
+    return improves(before, after)
+
+
+def quantity_of(found: Measurements) -> str:
+    """What a remedy against this gradient is meant to move: its reach, or its growth."""
+    return "horizon" if math.isfinite(found.horizon) else "growth rate"
 
 
 def quantities(moves: str, before: Measurements, after: Measurements) -> tuple[float, float]:

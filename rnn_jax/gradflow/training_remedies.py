@@ -9,8 +9,18 @@ import numpy as np
 from rnn_jax.cells.cell import emit_size
 from rnn_jax.gradflow import anatomy
 from rnn_jax.gradflow.measurements import measure, parameter_gradient, settled_state
-from rnn_jax.gradflow.remedy import Case, Remedy, exp, power, quantities, reach, steps, told
-from rnn_jax.gradflow.trials import improves
+from rnn_jax.gradflow.remedy import (
+    Case,
+    Remedy,
+    exp,
+    fulfils,
+    power,
+    quantities,
+    quantity_of,
+    reach,
+    steps,
+    told,
+)
 from rnn_jax.types import State
 
 AWAKE = 0.1
@@ -42,9 +52,9 @@ def other_start(case: Case) -> list[Remedy]:
         after = measure(case.network._replace(state=settled))
     except ValueError:
         return []  # From there the states leave the finite range.
-    if not improves(case.found, after):
+    moves = quantity_of(case.found)
+    if not fulfils(moves, case.found, after):
         return []
-    moves = "horizon" if case.found.verdict in ("vanishing", "dead") else "growth rate"
     advice = (
         "start where the network settles: run it some steps before the sequence, or make s_0 a "
         f"parameter (rnn_jax.learned_initial_state); units of s_0 are {start:.2g} in size, those "

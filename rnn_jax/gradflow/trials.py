@@ -69,7 +69,9 @@ def _changed(values: Array, edit: Edit) -> Array:
     if edit.how == "set":
         return jnp.full_like(values, edit.value)
     assert edit.how == "orthogonal"
-    return initializers.orthogonal(edit.value)(jax.random.key(0), values.shape, values.dtype)
+    # In float32 at least: decompositions know no shorter type.
+    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    return initializers.orthogonal(edit.value)(jax.random.key(0), values.shape, dtype)
 
 
 def tried(network: Network, edits: Sequence[Edit]) -> Measurements | None:
@@ -118,9 +120,10 @@ def solved(
     if not abs(derivative) > LEAST_HOLD:
         return None
     found = _by_secants(network, before, parts, how, derivative)
-    best = _best(before, found)
-    if best is None:
-        best = _best(before, [_at(network, parts, how, amount) for amount in SEARCHED])
+    best = _best(network, before, found)
+    if best is None or abs(best.after.growth_rate) * before.num_steps > 1:
+        found += [_at(network, parts, how, amount) for amount in SEARCHED]
+        best = _best(network, before, found)
     return best
 
 
@@ -145,16 +148,28 @@ def _by_secants(
     return found
 
 
-def _best(before: Measurements, found: Sequence[Trial | None]) -> Trial | None:
-    """The trial with the growth rate nearest to 0, of those that are better than before."""
-    better = [
-        done
-        for done in found
-        if done is not None
-        and abs(done.after.growth_rate) <= abs(before.growth_rate) / 2
-        and improves(before, done.after)
-    ]
-    return min(better, key=lambda done: abs(done.after.growth_rate), default=None)
+def _best(network: Network, before: Measurements, found: Sequence[Trial | None]) -> Trial | None:
+    """The trial with the growth rate nearest to 0, of those that are better than before.
+
+    And better a little further on, too: a growth rate that is a rough function of a weight may
+    come near 0 by chance.
+    """
+
+    def is_better(done: Trial | None) -> bool:
+        return (
+            done is not None
+            and abs(done.after.growth_rate) <= abs(before.growth_rate) / 2
+            and improves(before, done.after)
+        )
+
+    better = [done for done in found if done is not None and is_better(done)]
+    further = abs(before.growth_rate) / 10
+    for done in sorted(better, key=lambda done: abs(done.after.growth_rate)):
+        parts, how = [edit.part for edit in done.edits], done.edits[0].how
+        value = done.value * math.exp(further) if how == "scale" else done.value + further
+        if is_better(trial(network, parts, how, value)):
+            return done
+    return None
 
 
 def improves(before: Measurements, after: Measurements) -> bool:
