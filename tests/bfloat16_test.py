@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from marks import slow
 
 import rnn_jax
 
@@ -49,7 +50,7 @@ def test_elman_by_hand():
     np.testing.assert_allclose(gradient.W, recurrent, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("maker", [rnn_jax.elman, rnn_jax.lstm, rnn_jax.gru])
+@pytest.mark.parametrize("maker", [rnn_jax.elman, rnn_jax.lstm, slow(rnn_jax.gru)])
 def test_accelerators_multiply_in_bfloat16_and_add_in_float32(maker):
     cell = rnn_jax.bfloat16_products(maker(H))
     params = jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0))

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from marks import slow
 from problems import assert_close
 
 import rnn_jax
@@ -113,10 +114,12 @@ def nnx_problem(name):
     return cell, params, xs, flax_run
 
 
-QUICK = ("EchoNNX", "LSTMCell")
-"""The nnx cells of the default suite; linen has them all."""
-PROBLEMS = [(linen_problem, name) for name in LINEN] + [
-    pytest.param(nnx_problem, name, marks=() if name in QUICK else pytest.mark.slow) for name in NNX
+QUICK = {"LSTMCell", "ConvLSTMCell", "Echo", "EchoNNX"}
+"""What the others have too is left to the evidence: they are bridged in the same way."""
+PROBLEMS = [
+    (make, name) if name in QUICK else slow(make, name)
+    for make, names in ((linen_problem, LINEN), (nnx_problem, NNX))
+    for name in names
 ]
 
 
@@ -148,9 +151,7 @@ def test_unroll_and_gradients_are_those_of_flax(x64, make, name):
     "make",
     [
         lambda: from_linen(nn.LSTMCell(H)),
-        pytest.param(
-            lambda: from_nnx(lambda rngs: nnx.GRUCell(D, H, rngs=rngs)), marks=pytest.mark.slow
-        ),
+        slow(lambda: from_nnx(lambda rngs: nnx.GRUCell(D, H, rngs=rngs))),
     ],
     ids=["linen", "nnx"],
 )

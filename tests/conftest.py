@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-# Before JAX is imported: a device count cannot be changed later.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-)
+from xla_flags import with_quick_compilation
+
+# Before JAX is imported: neither devices nor flags can be changed later.
+os.environ["XLA_FLAGS"] = with_quick_compilation(os.environ.get("XLA_FLAGS", ""))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # More threads than devices: see `rnn_jax.sharding.use_cpu_devices`.
 os.environ.setdefault("NPROC", "8")
@@ -22,20 +22,6 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-EVERY_CELL = {"cells_test", "unroll_test", "memory_test", "bridge_weights_test", "segmented_test"}
-"""Modules whose tests run on every cell; all others leave those of `SIMILAR` to the evidence."""
-SIMILAR = {"gru", "leaky", "relu", "GRUCell", "MGUCell", "SimpleCell", "OptimizedLSTMCell"}
-"""Cells that measurements treat as they treat Elman's, the LSTM or a cell of the user's own."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    for item in items:
-        words = item.callspec.id.split("-") if hasattr(item, "callspec") else []
-        if SIMILAR.intersection(words) and item.path.stem not in EVERY_CELL:
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

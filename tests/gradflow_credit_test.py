@@ -8,6 +8,7 @@ import networks
 import numpy as np
 import pytest
 import reference_scaled
+from marks import slow
 from networks import CELLS, B, D, H, T, problem, step_losses
 
 import rnn_jax
@@ -64,7 +65,7 @@ def by_products(params, activation, s_0, xs, e):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", ["tanh", slow("relu")])
 def test_every_entry_equals_a_product_of_jacobians(activation):
     rng = np.random.default_rng(0)
     params, s_0, xs = jax.tree.map(np.asarray, problem(CELLS["elman"]))
@@ -82,7 +83,7 @@ def test_every_entry_equals_a_product_of_jacobians(activation):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "name",
-    ["lstm", "user", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "leaky"))],
+    ["lstm", "user", slow("gru"), slow("leaky")],
 )
 def test_entries_are_norms_of_vectors_that_add_up_to_the_adjoints(name):
     """Each is the root mean square over the batch of |dL_t/ds_k|; sum_t dL_t/ds_k = lambda_k."""
@@ -134,7 +135,7 @@ def test_batch_axes(batch_shape):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["elman", pytest.param("user", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["elman", slow("user")])
 def test_padding_counts_as_zero(name):
     cell = CELLS[name]
     params, state, xs = problem(cell)
@@ -214,7 +215,8 @@ def test_large_and_tiny_units_in_one_vector():
     W[0, 1], W[1, 0], W[2, 2], W[3, 3] = 1e-17, 1e17, 1.0, 1e-3
     weights = np.asarray(np.random.default_rng(3).normal(size=(T, H)), np.float32)
     matrix = linear_credit(PLAIN, W, weights)
-    assert_matrix(matrix, scaled_by_hand(W, weights), rtol=3e-7, atol=2e-6)
+    # Logarithms up to ln 1e17 = 39 are added up, where float32 goes in steps of 4e-6.
+    assert_matrix(matrix, scaled_by_hand(W, weights), rtol=3e-7, atol=8e-6)
 
 
 # Exact zeros

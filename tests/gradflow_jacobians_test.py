@@ -8,6 +8,7 @@ import networks
 import numpy as np
 import pytest
 import reference_scaled
+from marks import slow
 from networks import CELLS, B, D, T, problem
 
 import rnn_jax
@@ -102,7 +103,7 @@ def test_one_step_equals_numpys_singular_values(size):
     np.testing.assert_allclose(linear(W, 1), log_svd(W), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["elman", "leaky", "lstm", "gru", "user"])
+@pytest.mark.parametrize("name", ["elman", slow("leaky"), "lstm", slow("gru"), "user"])
 def test_one_step_of_every_cell(name):
     """All units of all leaves: 2 H for an LSTM, whose product mixes c and h."""
     cell = CELLS[name]
@@ -116,7 +117,7 @@ def test_one_step_of_every_cell(name):
 # Several steps
 
 
-@pytest.mark.parametrize("name", ["elman", "leaky", "lstm", "gru"])
+@pytest.mark.parametrize("name", ["elman", slow("leaky"), "lstm", slow("gru")])
 def test_product_of_several_steps_against_sixty_digits(name):
     cell = CELLS[name]
     params, state, xs = problem(cell, (), num_steps=40)
@@ -135,7 +136,7 @@ def test_gaussian_products_against_many_digits():
     np.testing.assert_allclose(linear(W, 300), wanted, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["elman", "lstm", "leaky"])
+@pytest.mark.parametrize("name", ["elman", "lstm", slow("leaky")])
 def test_sum_is_the_logarithm_of_the_determinant(name):
     """sum_i ln sigma_i = sum_t ln|det J_t|, for any product."""
     cell = CELLS[name]

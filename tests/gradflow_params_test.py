@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference
 import reference_scaled
+from marks import slow
 from networks import CELLS, B, D, H, T, problem, step_losses
 
 import rnn_jax
@@ -32,7 +33,7 @@ def assert_close(given, wanted, rtol=1e-11, atol=1e-11):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", ["tanh", slow("relu")])
 @pytest.mark.parametrize("batch_size", [1, B])
 def test_elman_equals_the_summands_by_hand(activation, batch_size):
     rng = np.random.default_rng(1)
@@ -60,7 +61,14 @@ def test_elman_equals_the_summands_by_hand(activation, batch_size):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("name", "batch_shape"),
-    [("lstm", (B,)), ("gru", (1,)), ("gru", (B,)), ("leaky", (B,)), ("user", (1,)), ("user", (B,))],
+    [
+        ("lstm", (B,)),
+        slow("gru", (1,)),
+        slow("gru", (B,)),
+        slow("leaky", (B,)),
+        ("user", (1,)),
+        ("user", (B,)),
+    ],
 )
 def test_every_cell_equals_gradients_by_each_steps_own_parameters(name, batch_shape):
     cell = CELLS[name]
@@ -81,7 +89,7 @@ def test_vectors_behind_the_norms_add_up_to_the_gradient(name):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("name", "batch_shape"), [("lstm", ()), ("user", ()), ("gru", (2, B)), ("user", (2, B))]
+    ("name", "batch_shape"), [("lstm", ()), ("user", ()), slow("gru", (2, B)), ("user", (2, B))]
 )
 def test_batch_axes(name, batch_shape):
     cell = CELLS[name]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from marks import slow_but_for
 
 import rnn_jax
 from rnn_jax import gradflow, objectives, optim, regularizers, train
@@ -27,7 +28,7 @@ def lowered(function, *arguments):
         yield jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", slow_but_for(CELLS.keys() - {"leaky", "gru"}, CELLS))
 def test_training_is_lowered_for_every_platform(name):
     """A start and a chunk of steps, with clipping, traces and Omega: a loop and no callback."""
     task = adding(T, B)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from marks import slow_but_for
 
 import rnn_jax
 
@@ -46,6 +47,8 @@ CELLS = {
     "gru": rnn_jax.gru(H),
     "user": fast_weights(),
 }
+EVERY_CELL = slow_but_for({"elman", "lstm", "user"}, CELLS)
+"""Measurements treat the others as they treat these three."""
 
 
 class Problem(NamedTuple):

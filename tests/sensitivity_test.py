@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 from networks import CELLS, T, problem
 
 import rnn_jax
@@ -66,7 +67,7 @@ def test_mean_over_random_sequences():
     assert abs(squares.U[-1] * (1 - 0.81) - 1) < 3 * error
 
 
-@pytest.mark.parametrize("name", ["elman", "lstm", "leaky", "user"])
+@pytest.mark.parametrize("name", ["elman", "lstm", slow("leaky"), "user"])
 def test_equals_autodiff_of_a_plain_scan(name):
     cell = CELLS[name]
     given = problem(cell)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 from scipy import integrate, optimize
 from scipy.special import expit
 
@@ -83,7 +84,7 @@ def test_the_published_figures_of_random_tanh_networks():
         ("sigmoid", 6.0, 1.0, 2.0),
         ("softplus", 0.5, 0.0, 0.0),
         ("softplus", 1.3, 0.7, 0.2),
-        ("relu", 1.2, 0.6, 0.8),
+        slow("relu", 1.2, 0.6, 0.8),
         ("identity", 0.8, 2.0, 0.1),
     ],
 )
@@ -139,7 +140,7 @@ def test_no_gradient_without_weights():
     )
 
 
-@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("activation", [slow("relu"), "sigmoid", "tanh"])
 def test_float32_agrees_with_float64(activation):
     gains = np.array([0.3, 0.9, 1.0, 1.2, 10.0, 1e3])
     wide = mean_field.mean_field_slope(activation, jnp.asarray(gains), 0.2).slope
@@ -183,7 +184,7 @@ def test_mean_field_under_vmap_jit_and_grad():
         ("tanh", 5.0, 0.0, 0.0),
         ("tanh", 2.0, 1.0, 0.0),
         ("tanh", 3.0, 0.5, 1.0),
-        ("relu", 1.0, 1.0, 0.0),
+        slow("relu", 1.0, 1.0, 0.0),
         ("sigmoid", 4.0, 1.0, 0.5),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from marks import slow
 from training import (
     TANH,
     D,
@@ -126,11 +127,11 @@ def explicit_summands(model, params, carry, batch, warmup_steps):
     [
         ("lstm", 1),
         ("lstm", 3),
-        ("gru", 1),
-        ("gru", 3),
-        pytest.param("generic gru", 1, marks=pytest.mark.slow),
+        slow("gru", 1),
+        slow("gru", 3),
+        slow("generic gru", 1),
         ("generic gru", 3),
-        ("leaky", 3),
+        slow("leaky", 3),
         ("lstm, closed loop", 3),
     ],
 )

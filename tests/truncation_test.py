@@ -11,6 +11,7 @@ import networks
 import numpy as np
 import pytest
 from jax import lax
+from marks import slow
 from networks import CELLS, B, T, problem, step_losses
 
 import rnn_jax
@@ -76,7 +77,7 @@ def assert_equal(bias, gradients, rtol=1e-11):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["elman", "leaky", "lstm", "user"])
+@pytest.mark.parametrize("name", ["elman", slow("leaky"), "lstm", "user"])
 def test_every_window_equals_autodiff_of_cut_runs(name):
     """Losses at every step and at the last; padding, whose inputs and losses play no part."""
     cell = CELLS[name]
