@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import jit_as_users_do
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -176,7 +177,7 @@ def test_training_steps_scanned_over_batches_with_donated_buffers():
         return w, *outputs
 
     batches = jnp.stack([XS, -XS, 2 * XS])
-    step = jax.jit(train, static_argnums=2, donate_argnums=0)
+    step = jit_as_users_do(train, static_argnums=2, donate_argnums=0)
     plain = step(jnp.copy(W), batches, False)
     trained, losses, norms = step(jnp.copy(W), batches, True)
     np.testing.assert_array_equal(trained, plain[0])
@@ -211,8 +212,8 @@ def test_arguments_pass_as_through_value_and_grad():
         def noisy(params, key, training):
             return loss(args[0], params, batch, key=key, training=training)[0]
 
-        watched = jax.jit(rnn_jax.watch(noisy), static_argnames="training")
-        own = jax.jit(jax.value_and_grad(noisy), static_argnames="training")
+        watched = jit_as_users_do(rnn_jax.watch(noisy), static_argnames="training")
+        own = jit_as_users_do(jax.value_and_grad(noisy), static_argnames="training")
         results = watched(params, key, training=True)[:2], own(params, key, training=True)
         jax.tree.map(np.testing.assert_array_equal, *results)
 
@@ -242,8 +243,8 @@ def test_norms_can_be_differentiated_and_pushed_forward():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_norms_of_low_precision_are_float32(dtype):
-    value, grads, norms = jax.jit(rnn_jax.watch(loss_fn))(W.astype(dtype), XS.astype(dtype))
-    own = jax.jit(jax.value_and_grad(loss_fn))(W.astype(dtype), XS.astype(dtype))
+    value, grads, norms = jit_as_users_do(rnn_jax.watch(loss_fn))(W.astype(dtype), XS.astype(dtype))
+    own = jit_as_users_do(jax.value_and_grad(loss_fn))(W.astype(dtype), XS.astype(dtype))
     assert value == own[0]
     np.testing.assert_array_equal(grads, own[1])
     (norm,) = norms.values()
