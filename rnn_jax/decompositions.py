@@ -1,4 +1,4 @@
-"""QR decomposition and singular values in matrix products and scans alone.
+"""QR decomposition and singular values, in matrix products and scans alone.
 
 LAPACK is not called. In JAX 0.10 several of its batched kernels at once can wait on XLA's CPU
 threads for each other, and for ever (`docs/upstream/lapack_deadlock.md`). A program of products is
@@ -15,6 +15,12 @@ from rnn_jax.types import Array
 
 MAX_SWEEPS = 30
 """Of a Jacobi iteration. It converges quadratically: 64 rows of normal numbers take 6 to 9."""
+
+
+Half = tuple[Array, Array]
+"""Half of the rows, `[N/2, M]`, and the logarithms of their sizes."""
+Sweeping = tuple[tuple[Half, Half], Array, Array]
+"""Both halves, the largest cosine between partners in the last sweep, the number of sweeps."""
 
 
 class QR(NamedTuple):
@@ -74,7 +80,7 @@ def _normalize(column: Array) -> QR:
 
 
 def _reflector(column: Array, rows: Array, k: Array) -> Array:
-    """v `[N]`, |v|^2 = 2: I - v v^H makes the rows after k of a column 0. 0 if all from k on are."""
+    """v `[N]`, |v|^2 = 2 or v = 0: I - v v^H takes the rows after k of a column to 0."""
     norm, unit = _direction(jnp.where(rows >= k, column, 0))
     pivot = unit[k]
     # Of the two directions the one in which nothing cancels.
@@ -160,79 +166,116 @@ def invert_triangle(triangle: Array) -> Array:
 
 @jax.custom_jvp
 @jax.jit
-def singular_values(matrix: Array) -> Array:
-    """Singular values of a matrix `[N, M]`, N <= M: `[N]`, largest first.
+def log_singular_values(rows: Array, logs: Array) -> Array:
+    """ln of the singular values of diag(exp(logs)) @ rows, largest first, `[N]`.
 
-    By Jacobi rotations of pairs of rows until all are orthogonal (one-sided Jacobi; Golub & Van
-    Loan, section 8.6.3). The derivative of one that is repeated, or 0, is one of several.
+    Args:
+        rows: `[N, M]`, N <= M.
+        logs: `[N]`, anything from -inf on: the product need not be in the range of floats.
+
+    Each is exact relative to itself, as far as the rows at unit size are independent of each other;
+    -inf for an exact zero. The derivative of one that is repeated is one of several.
+
+    One-sided Jacobi: pairs of rows are rotated until all rows are orthogonal. Source: Golub & Van
+    Loan, section 8.6.3; for the exactness Demmel & Veselic, SIAM J. Matrix Anal. 13 (1992).
     """
-    return _orthogonal_rows(matrix, with_rotation=False)[0]
+    return _orthogonal_rows(rows, logs, with_weights=False)[0]
 
 
-@singular_values.defjvp
-def _singular_values_jvp(
-    primals: tuple[Array], tangents: tuple[Array]
+@log_singular_values.defjvp
+def _log_singular_values_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """d sigma_i = Re(u_i^H dA v_i)."""
-    (matrix,), (change,) = primals, tangents
-    values, rows, rotation = _orthogonal_rows(matrix, with_rotation=True)
-    safe = jnp.where(values > 0, values, 1)
-    units = rows / jnp.broadcast_to(safe[:, None], rows.shape)
-    turned = rotation @ change
-    return values, jnp.sum((units.conj() * turned).real, axis=1)
+    """d ln sigma_i = Re(v_i^H sum_j C_ij (dU_j + U_j dl_j)), where v_i = sum_j C_ij U_j."""
+    (rows, logs), (change, change_of_logs) = primals, tangents
+    values, units, weights = _orthogonal_rows(rows, logs, with_weights=True)
+    # A row of logarithm -inf is zero whatever it holds.
+    change_of_logs = jnp.where(jnp.isfinite(logs), change_of_logs, 0)
+    total = change + rows * jnp.broadcast_to(change_of_logs[:, None], rows.shape)
+    return values, jnp.sum((units.conj() * (weights @ total)).real, axis=1)
 
 
-def _orthogonal_rows(matrix: Array, with_rotation: bool) -> tuple[Array, Array, Array]:
-    """Sizes `[N]` of the rows of U^H A, falling, these rows, and U^H `[N, N]` if it is wanted."""
-    size, width = matrix.shape
+def _orthogonal_rows(rows: Array, logs: Array, with_weights: bool) -> tuple[Array, Array, Array]:
+    """ln of the sizes `[N]`, falling, of the orthogonal rows; these at unit size; and weights C.
+
+    C `[N, N]` says what the unit rows are made of: C @ rows. Its columns are none unless wanted.
+    """
+    size, width = rows.shape
     if size > width:
-        raise ValueError(f"the matrix has shape {matrix.shape}; give [N, M] with N <= M")
-    scale = jnp.max(jnp.abs(matrix))
-    scale = jnp.where(scale > 0, scale, 1)
+        raise ValueError(f"the matrix has shape {rows.shape}; give [N, M] with N <= M")
     half = (size + 1) // 2
-    rotation = jnp.eye(size, size if with_rotation else 0, dtype=matrix.dtype)
-    rows = jnp.concatenate([matrix / scale, rotation + 0 * matrix[:, : rotation.shape[1]]], axis=1)
+    weights = jnp.eye(size, size if with_weights else 0, dtype=rows.dtype)
+    weights = weights + 0 * rows[:, : weights.shape[1]]
+    rows = jnp.concatenate([rows, weights], axis=1)
     # A row of zeros is the partner of an odd one.
     rows = jnp.pad(rows, ((0, 2 * half - size), (0, 0)))
-    tolerance = jnp.finfo(matrix.dtype).eps * width**0.5
+    logs = jnp.pad(logs, (0, 2 * half - size), constant_values=-jnp.inf)
+    tolerance = jnp.finfo(rows.dtype).eps * width**0.5
 
     def product(a: Array, b: Array) -> Array:
         return jnp.sum(a[:, :width].conj() * b[:, :width], axis=1)
 
-    def rotate(pair: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
-        """Each row of one half is made orthogonal to its partner, and then all change partners."""
-        a, b = pair
-        squares = product(a, a).real, product(b, b).real
-        mixed = product(a, b)
-        size_of_mixed = jnp.abs(mixed)
-        sizes = jnp.sqrt(squares[0]) * jnp.sqrt(squares[1])
-        cosine = size_of_mixed / jnp.where(sizes > 0, sizes, 1)
-        turn = cosine > tolerance
-        zeta = (squares[1] - squares[0]) / (2 * jnp.where(turn, size_of_mixed, 1))
-        tangent = jnp.where(zeta < 0, -1, 1) / (jnp.abs(zeta) + jnp.sqrt(1 + zeta * zeta))
-        tangent = jnp.where(turn, tangent, 0)
-        c = lax.rsqrt(1 + tangent * tangent)
-        phase = jnp.where(turn, mixed / jnp.where(turn, size_of_mixed, 1), 1)
-        s = (c * tangent)[:, None]
-        c, b = c[:, None], b * phase.conj()[:, None]
-        a, b = c * a - s * b, s * a + c * b
-        pair = jnp.concatenate([a[:1], b[:1], a[1:-1]]), jnp.concatenate([b[1:], a[-1:]])
-        return pair if half > 1 else (a, b), jnp.max(cosine)
+    def normalize(rows: Array, logs: Array) -> Half:
+        norms = jnp.sqrt(product(rows, rows).real)
+        alive = (norms > 0) & (logs > -jnp.inf)
+        norms = jnp.where(alive, norms, 1)
+        return (
+            jnp.where(alive[:, None], rows / norms[:, None], 0),
+            jnp.where(alive, logs + jnp.log(norms), -jnp.inf),
+        )
 
-    def sweep(carry: tuple[tuple[Array, Array], Array, Array]) -> tuple[tuple[Array, Array], Array, Array]:
+    def swap(where: Array, a: Half, b: Half) -> tuple[Half, Half]:
+        def choose(yes: Half, no: Half) -> Half:
+            return jnp.where(where[:, None], yes[0], no[0]), jnp.where(where, yes[1], no[1])
+
+        return choose(b, a), choose(a, b)
+
+    def rotate(pair: tuple[Half, Half], _: None) -> tuple[tuple[Half, Half], Array]:
+        """Each row of one half is made orthogonal to its partner, and then all change partners."""
+        smaller = pair[0][1] < pair[1][1]
+        (a, log_a), (b, log_b) = swap(smaller, *pair)
+        size_a, size_b = (jnp.sqrt(product(row, row).real) for row in (a, b))
+        alive = (log_b > -jnp.inf) & (size_a > 0) & (size_b > 0)
+        size_a, size_b = jnp.where(alive, size_a, 1), jnp.where(alive, size_b, 1)
+        mixed = product(a, b)
+        cosine = jnp.where(alive, jnp.abs(mixed) / (size_a * size_b), 0)
+        turn = cosine > tolerance
+        # ratio = |b| / |a|, and b turns by the angle whose tangent is ratio * tangent.
+        gap = jnp.where(alive, log_b - log_a, 0) + jnp.log(size_b / size_a)
+        ratio, rest = jnp.exp(gap), -jnp.expm1(2 * gap)
+        root = jnp.sqrt(rest * rest + 4 * jnp.square(ratio * cosine))
+        root = jnp.where(rest < 0, -root, root)
+        tangent = jnp.where(turn, 2 * cosine / jnp.where(turn, rest + root, 1), 0)
+        phase = jnp.where(turn, mixed.conj() / jnp.where(turn, jnp.abs(mixed), 1), 1)
+        shared = lax.rsqrt(1 + jnp.square(ratio * tangent))
+        of_b = (shared * tangent * ratio * ratio * size_a / size_b)[:, None]
+        of_a = (shared * tangent * size_b / size_a)[:, None]
+        b = b * phase[:, None]
+        a, b = shared[:, None] * a + of_b * b, shared[:, None] * b - of_a * a
+        (a, log_a), (b, log_b) = swap(smaller, (a, log_a), (b, log_b))
+        if half > 1:
+            a, b = jnp.concatenate([a[:1], b[:1], a[1:-1]]), jnp.concatenate([b[1:], a[-1:]])
+            log_a, log_b = (
+                jnp.concatenate([log_a[:1], log_b[:1], log_a[1:-1]]),
+                jnp.concatenate([log_b[1:], log_a[-1:]]),
+            )
+        return ((a, log_a), (b, log_b)), jnp.max(cosine)
+
+    def sweep(carry: Sweeping) -> Sweeping:
         pair, _, count = carry
         pair, cosines = lax.scan(rotate, pair, length=2 * half - 1)
-        return pair, jnp.max(cosines), count + 1
+        upper, lower = (normalize(*half) for half in pair)
+        return (upper, lower), jnp.max(cosines), count + 1
 
-    start = (rows[:half], rows[half:])
-    largest = jnp.max(jnp.abs(rows)) + 1
-    pair, _, _ = lax.while_loop(
+    # In a sweep sizes change in the rows; added to a logarithm each time, they would add up errors.
+    rows, logs = normalize(rows, logs)
+    start = (rows[:half], logs[:half]), (rows[half:], logs[half:])
+    (upper, lower), _, _ = lax.while_loop(
         lambda carry: (carry[1] > tolerance) & (carry[2] < MAX_SWEEPS),
         sweep,
-        (start, largest, jnp.zeros((), jnp.int32)),
+        (start, jnp.ones_like(logs[0]) + 0 * jnp.abs(rows[0, 0]), jnp.zeros((), jnp.int32)),
     )
-    rows = jnp.concatenate(pair)
-    values = jnp.sqrt(product(rows, rows).real)
-    order = jnp.argsort(-values)[:size]
+    rows, logs = jnp.concatenate([upper[0], lower[0]]), jnp.concatenate([upper[1], lower[1]])
+    order = jnp.argsort(-logs)[:size]
     rows = rows[order]
-    return values[order] * scale, rows[:, :width] * scale, rows[:, width:]
+    return logs[order], rows[:, :width], rows[:, width:]

@@ -1,10 +1,10 @@
 """Spectral radius and spectral norm by repeated squaring, in matrix products alone.
 
-A matrix squared k times is its power m = 2^k, and |W^m|^(1/m) goes to the spectral radius (Gelfand).
-The power is kept at unit size, its logarithm aside. A rounding error in the k-th square counts
-2^-k times in the end, so that the result has the digits of the first products: it is as exact as
-LAPACK's eigenvalues, faster from 64 rows on, and runs on every platform (`decompositions` says why
-LAPACK is not called).
+A matrix squared k times is its power m = 2^k, and |W^m|^(1/m) goes to the spectral radius
+(Gelfand). The power is kept at unit size, its logarithm aside. A rounding error in the k-th square
+counts 2^-k times in the end, so that the result has the digits of the first products. Beside
+LAPACK's eigenvalues, which are not called (`decompositions` says why), it is as exact, faster from
+64 rows on, and runs on every platform.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,9 @@ BALANCINGS = 20
 def log_spectral_radius(matrix: Array) -> Array:
     """ln of the largest modulus of an eigenvalue, `[..., H, H] -> [...]`.
 
+    Raises:
+        ValueError: the matrix is not square.
+
     -inf where every product of H entries around a loop is 0. Of another nilpotent matrix, whose
     eigenvalues are 0 by cancellation, rounding leaves eigenvalues near eps^(1/H).
 
@@ -34,6 +37,10 @@ def log_spectral_radius(matrix: Array) -> Array:
 
     Source: Horn & Johnson, "Matrix Analysis" (2012), corollary 5.6.14.
     """
+    if jnp.ndim(matrix) < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(
+            f"the matrix has shape {jnp.shape(matrix)}; give a square one, [..., H, H]"
+        )
     return _each(_log_radius)(matrix)
 
 
