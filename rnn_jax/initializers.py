@@ -4,10 +4,14 @@ What a recurrent matrix W does to a gradient over many steps is decided by its e
 singular values, so the initializers here are named by the spectrum that they give.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from rnn_jax.decompositions import qr
+from rnn_jax.spectra import log_spectral_radius
 from rnn_jax.types import Array, Initializer, Key
 
 zeros: Initializer = jax.nn.initializers.zeros
@@ -53,8 +57,26 @@ def uniform_torch(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) ->
 
 
 def orthogonal(gain: float | Array = 1.0) -> Initializer:
-    """Orthogonal matrix times `gain`: every eigenvalue and singular value has modulus `gain`."""
-    return jax.nn.initializers.orthogonal(gain)
+    """Orthogonal matrix times `gain`: every eigenvalue and singular value has modulus `gain`.
+
+    Draws as `jax.nn.initializers.orthogonal`; of `[..., H]`, all axes but the last count as one.
+
+    Raises:
+        ValueError: a shape of fewer than two axes.
+    """
+
+    def init(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        if len(shape) < 2:
+            raise ValueError(f"the shape is {shape}; an orthogonal matrix needs two axes or more")
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        # In bfloat16 nothing would be orthogonal.
+        exact = jnp.promote_types(dtype, jnp.float32)
+        tall = jax.random.normal(key, (max(rows, columns), min(rows, columns)), exact)
+        frame = qr(tall).Q
+        frame = (frame if rows >= columns else frame.T).reshape(shape).astype(dtype)
+        return jnp.asarray(gain, dtype) * frame
+
+    return init
 
 
 def identity(scale: float | Array = 1.0) -> Initializer:
@@ -74,12 +96,11 @@ def spectral_radius(rho: float | Array, std: float = 1.0) -> Initializer:
         rho: the spectral radius wanted.
         std: standard deviation before the rescaling; a positive number of no other effect.
 
-    The eigenvalues of a general matrix are computed on the CPU backend only, so call it there.
     """
 
     def init(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
         weights = std * jax.random.normal(key, shape, dtype)
-        return weights * (rho / jnp.max(jnp.abs(jnp.linalg.eigvals(weights))))
+        return _with_radius(weights, rho)
 
     return init
 
@@ -92,8 +113,8 @@ def sparse(nonzeros: int = 15, rho: float | Array = 0.95) -> Initializer:
         rho: the spectral radius wanted.
 
     The defaults are the third initialization of Pascanu, Mikolov & Bengio (2013), after Jaeger's
-    echo state networks. Like `spectral_radius` it runs on the CPU backend only. Of very few entries
-    in a row all eigenvalues may be 0; then there is nothing to rescale and NaN comes out.
+    echo state networks. Of very few entries in a row all eigenvalues may be 0; then there is
+    nothing to rescale and NaN comes out.
     """
     if not isinstance(nonzeros, int) or isinstance(nonzeros, bool) or nonzeros < 1:
         raise ValueError(f"nonzeros is {nonzeros!r}; give a whole number of at least 1")
@@ -108,6 +129,11 @@ def sparse(nonzeros: int = 15, rho: float | Array = 0.95) -> Initializer:
             place_key, jnp.broadcast_to(jnp.arange(shape[1]), shape), axis=1, independent=True
         )
         weights = jnp.where(places < nonzeros, jax.random.normal(weight_key, shape, dtype), 0)
-        return weights * (rho / jnp.max(jnp.abs(jnp.linalg.eigvals(weights))))
+        return _with_radius(weights, rho)
 
     return init
+
+
+def _with_radius(weights: Array, rho: float | Array) -> Array:
+    """The matrix rescaled to a spectral radius of rho; NaN where it is 0."""
+    return weights * (rho * jnp.exp(-log_spectral_radius(weights)))

@@ -11,6 +11,8 @@ LIBRARY, EXPERIMENTS, TESTS = (ROOT / name for name in ("rnn_jax", "experiments"
 FOUNDATION = {
     "types",
     "placement",
+    "decompositions",
+    "spectra",
     "initializers",
     "cells",
     "bptt",
@@ -24,7 +26,9 @@ FOUNDATION = {
 ALLOWED = {
     "types": set(),
     "placement": {"types"},
-    "initializers": {"types"},
+    "decompositions": {"types"},
+    "spectra": {"types"},
+    "initializers": {"decompositions", "spectra", "types"},
     "losses": {"types"},
     "norms": {"types"},
     "tap": {"types"},

@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
 from rnn_jax.checks import check_fit
+from rnn_jax.decompositions import log_singular_values, qr
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.arguments import checked
 from rnn_jax.gradflow.fallback import with_fallback
@@ -34,9 +36,6 @@ from rnn_jax.norms import state_norm
 from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import run_forward
 
-SWEEPS = 40
-"""QR sweeps towards diagonal form; each shrinks an off-diagonal entry by (sigma_j / sigma_i)^2."""
-
 
 def jacobian_product(cell: Cell, params: Params, state: State, xs: Array) -> Array:
     """ln of the singular values of ds_T/ds_0, largest first.
@@ -54,9 +53,8 @@ def jacobian_product(cell: Cell, params: Params, state: State, xs: Array) -> Arr
     Raises:
         ValueError: shapes that do not fit; a NaN or inf in the arguments, or in the states.
 
-    The product is built from QR decompositions, R's rows scaled by logarithms, and brought to
-    diagonal form by further QR sweeps (Eckmann & Ruelle, Rev. Mod. Phys. 57, 1985, sec. V.C;
-    Fernando & Parlett, Numer. Math. 67, 1994, for the sweeps).
+    The product is built from QR decompositions, R's rows scaled by logarithms (Eckmann & Ruelle,
+    Rev. Mod. Phys. 57, 1985, sec. V.C), and brought to diagonal form by Jacobi rotations.
 
     >>> import jax, jax.numpy as jnp
     >>> import rnn_jax
@@ -187,10 +185,16 @@ def _pull(
     return apply(jax.vmap(lambda v: ravel_pytree(vjp(unravel(v))[0])[0]), vectors, careful)
 
 
-def _random_frame(previous: State) -> Array:
-    """Orthogonal `[N, N]`: the identity's columns may lie in invariant subspaces for good."""
+def _random_frame(previous: State, count: int | None = None) -> Array:
+    """Orthonormal `[N, k]`: the identity's columns may lie in invariant subspaces for good.
+
+    It depends on no argument, so that NumPy makes it while the program is traced.
+    """
     flat, _ = ravel_pytree(jax.tree.map(lambda s: s[0], previous))
-    return jax.random.orthogonal(jax.random.key(0), flat.size, dtype=flat.dtype)
+    with jax.ensure_compile_time_eval():
+        normal = jax.random.normal(jax.random.key(0), (flat.size, flat.size), flat.dtype)
+        frame, triangle = np.linalg.qr(np.asarray(normal[:, :count]))
+    return jnp.asarray(frame * np.sign(np.diagonal(triangle)), flat.dtype)
 
 
 def _columns(frame: Array) -> Scaled:
@@ -210,7 +214,7 @@ def _spectrum(
     careful: bool,
 ) -> tuple[Array, Array]:
     """Exponents `[k]` of one example's trajectory, and whether the products held."""
-    frame = _random_frame(previous)[:, :count]
+    frame = _random_frame(previous, count)
     dtype = frame.dtype
 
     def steps(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, tuple[Array, Array]]:
@@ -220,7 +224,7 @@ def _spectrum(
 
         vectors, held = lax.scan(push, _columns(frame), inputs)
         # A column's scale goes through to its entry of the diagonal.
-        frame, triangle = jnp.linalg.qr(vectors.value.T)
+        frame, triangle = qr(vectors.value.T)
         growth = scaled_log(jnp.abs(jnp.diagonal(triangle)), vectors.exponent)
         return frame, (growth, jnp.all(held))
 
@@ -259,12 +263,12 @@ def _log_singular_values(
         frame: Array, inputs: tuple[State, Array]
     ) -> tuple[Array, tuple[Array, Array, Array]]:
         vectors = _push(cell, params, *inputs, _columns(frame), careful)
-        frame, triangle = jnp.linalg.qr(vectors.value.T)
+        frame, triangle = qr(vectors.value.T)
         return frame, (triangle, vectors.exponent, is_finite(vectors))
 
     def backward(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, Array]:
         vectors = _pull(cell, params, *inputs, _columns(frame), careful)
-        return jnp.linalg.qr(vectors.value.T)[0], is_finite(vectors)
+        return qr(vectors.value.T).Q, is_finite(vectors)
 
     # There and back the frame turns to the product's right singular vectors, in falling order of
     # their values. From then on no triangle mixes a small row into a large one's rounding error.
@@ -283,7 +287,7 @@ def _log_singular_values(
     norms = state_norm(rows.value, 1)
     safe = jnp.where(norms > 0, norms, 1)
     units = rows.value / jnp.broadcast_to(safe[:, None], rows.value.shape)
-    values = _diagonalize(units, scaled_log(norms, rows.exponent))
+    values = log_singular_values(units, scaled_log(norms, rows.exponent))
     return values, jnp.all(held_back) & jnp.all(held)
 
 
@@ -301,50 +305,3 @@ def _multiply_triangles(triangle: Array, rows: Scaled) -> Scaled:
         shift < jnp.finfo(triangle.dtype).minexp, 0, power_of_two(shift, triangle.dtype)
     )
     return rescale((triangle * factor) @ rows.value, largest)
-
-
-def _diagonalize(rows: Array, logs: Array) -> Array:
-    """ln singular values, largest first, of diag(exp(logs)) @ rows, rows of norm 1.
-
-    The matrix is permuted so that its rows fall in size, and then taken to (its R factor)^T again
-    and again. Row and column scales commute with the QR of what lies between them, so nothing
-    leaves the range of floats.
-    """
-
-    def sweep(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        rows, logs = carry
-        order = jnp.argsort(-logs)
-        rows, logs = rows[order], logs[order]
-        # (D rows)^T = rows^T D = Q (R D), whose columns carry the scales: R D = D (D^-1 R D).
-        triangle = jnp.linalg.qr(rows.T, mode="r")
-        # A zero row has no scale; its entries are zeros whatever they are multiplied by.
-        scales = jnp.where(jnp.isfinite(logs), logs, 0)
-        gaps = scales[None, :] - scales[:, None]
-        balanced = triangle * jnp.exp(jnp.minimum(gaps, 0))
-        norms = jnp.linalg.norm(balanced, axis=1)
-        safe = jnp.where(norms > 0, norms, 1)
-        return (
-            balanced / jnp.broadcast_to(safe[:, None], balanced.shape),
-            logs + jnp.log(norms),
-        ), None
-
-    (rows, logs), _ = lax.scan(sweep, (rows, logs), length=SWEEPS)
-    order = jnp.argsort(-logs)
-    return _separate(rows[order], logs[order])
-
-
-def _separate(rows: Array, logs: Array) -> Array:
-    """ln singular values of diag(exp(logs)) @ rows, logs falling, where the sweeps left a mixture.
-
-    Only values closer than a fraction of a nat still mix. Wider gaps may be narrowed without
-    acting on either side, and then the matrix fits into floats and has an ordinary SVD.
-    """
-    finite_logs = jnp.isfinite(logs)
-    scales = jnp.where(finite_logs, logs, jnp.min(jnp.where(finite_logs, logs, jnp.inf)))
-    widest = min(0.1, 8 / len(logs))
-    gaps = jnp.minimum(scales[:-1] - scales[1:], widest)
-    narrow = jnp.concatenate([jnp.zeros_like(scales[:1]), -jnp.cumsum(gaps)])
-    matrix = jnp.broadcast_to(jnp.exp(narrow)[:, None], rows.shape) * rows
-    values = jnp.linalg.svd(matrix, compute_uv=False)
-    corrected = logs + jnp.log(jnp.where(finite_logs & (values > 0), values, 1)) - narrow
-    return jnp.where(finite_logs, corrected, -jnp.inf)

@@ -4,6 +4,7 @@ A slope here is what ln|dL/ds_t| gains with each step back in time: negative whe
 vanishes, positive where it explodes. Each stands on assumptions, which go with it.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -17,10 +18,12 @@ from jax.typing import ArrayLike
 
 from rnn_jax.cells import Cell
 from rnn_jax.cells.elman import activation_named, check_size
+from rnn_jax.decompositions import invert_triangle, qr
 from rnn_jax.gradflow.mean_field import (
     Prediction,
 )
 from rnn_jax.norms import widened
+from rnn_jax.spectra import log_spectral_norm, log_spectral_radius
 from rnn_jax.types import Array, Params, State
 
 LARGEST_SLOPES = {"identity": 1.0, "relu": 1.0, "sigmoid": 0.25, "softplus": 1.0, "tanh": 1.0}
@@ -185,16 +188,28 @@ def singular_value_bounds(W: Array, activation: str = "tanh") -> SingularValueBo
     check_square(W)
     W = widened(W)
     gamma = LARGEST_SLOPES[activation]
-    values = jnp.linalg.svd(W, compute_uv=False)
-    largest, smallest = values[..., 0], values[..., -1]
+    log_largest = log_spectral_norm(W)
+    largest = jnp.exp(log_largest)
     return SingularValueBounds(
         largest=largest,
         gamma=gamma,
-        upper_slope=jnp.log(gamma * largest),
-        lower_slope=jnp.log(smallest if activation == "identity" else jnp.zeros_like(smallest)),
+        upper_slope=log_largest + math.log(gamma),
+        lower_slope=(
+            _log_smallest_singular_value(W)
+            if activation == "identity"
+            else jnp.full_like(largest, -jnp.inf)
+        ),
         vanishing_sufficient=gamma * largest < 1,
         exploding_possible=gamma * largest > 1,
     )
+
+
+@functools.partial(jnp.vectorize, signature="(n,n)->()")
+def _log_smallest_singular_value(W: Array) -> Array:
+    """Minus ln of the largest of W^-1; R of W = Q R has the same, and its inverse is exact."""
+    triangle = qr(W).R
+    regular = jnp.all(jnp.diagonal(triangle) != 0)
+    return jnp.where(regular, -log_spectral_norm(invert_triangle(triangle)), -jnp.inf)
 
 
 def newman_exponents(size: int) -> Array:
@@ -297,8 +312,9 @@ def transient_growth(W: Array, horizon: int) -> TransientGrowth:
 
     def multiply(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
         power, log_scale = carry
-        norm = jnp.linalg.svd(power, compute_uv=False)[..., :1, None]
-        log_norm = log_scale + jnp.log(norm[..., 0, 0])
+        log_norm = log_spectral_norm(power)
+        norm = jnp.exp(log_norm)[..., None, None]
+        log_norm = log_scale + log_norm
         power = power / jnp.broadcast_to(jnp.where(norm > 0, norm, 1), power.shape)
         return (power @ W, log_norm), log_norm
 
@@ -311,11 +327,6 @@ def transient_growth(W: Array, horizon: int) -> TransientGrowth:
         initial_slope=log_norms[1],
         asymptotic_slope=log_spectral_radius(W),
     )
-
-
-def log_spectral_radius(matrix: Array) -> Array:
-    """ln of the largest modulus of an eigenvalue, `[..., H, H] -> [...]`; JAX has none on TPU."""
-    return jnp.log(jnp.max(jnp.abs(jnp.linalg.eigvals(widened(matrix))), axis=-1))
 
 
 def _floating(value: ArrayLike) -> Array:

@@ -1,0 +1,114 @@
+"""No program of ours calls LAPACK, of which several kernels at once can wait for each other."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnn_jax
+from rnn_jax import gradflow, initializers
+from rnn_jax.cells.registry import CELLS
+from rnn_jax.decompositions import qr
+from rnn_jax.training import regularizers
+
+H, T, D = 6, 5, 2
+CELL = rnn_jax.elman(H)
+KEYS = jax.random.split(jax.random.key(0), 3)
+
+
+def params_of(key):
+    return CELL.init(key, D)
+
+
+def xs_of(key):
+    return jax.random.normal(key, (T, D))
+
+
+def floss(key):
+    optimizer = optax.sgd(0.1)
+    state = regularizers.floss_init(optimizer, params_of(key))
+    return regularizers.floss_step(
+        CELL, optimizer, state, jnp.zeros((1, H)), xs_of(key)[:, None], 3, 1
+    )[0].params
+
+
+PROGRAMS = {
+    **{
+        f"init of {name}": lambda key, make=make: make(H).init(key, D)
+        for name, make in CELLS.items()
+    },
+    "init of a stack": lambda key: rnn_jax.stack([rnn_jax.lstm(H)] * 2).init(key, D),
+    "spectral radius": lambda key: initializers.spectral_radius(0.9)(key, (H, H)),
+    "sparse": lambda key: initializers.sparse(3)(key, (H, H)),
+    "lyapunov spectrum": lambda key: gradflow.lyapunov_spectrum(
+        CELL, params_of(key), jnp.zeros(H), xs_of(key)
+    ),
+    "its gradient": jax.grad(
+        lambda key, scale: jnp.sum(
+            gradflow.lyapunov_spectrum(
+                CELL, jax.tree.map(lambda p: scale * p, params_of(key)), jnp.zeros(H), xs_of(key)
+            )
+        ),
+        argnums=1,
+    ),
+    "jacobian product": lambda key: gradflow.jacobian_product(
+        CELL, params_of(key), jnp.zeros(H), xs_of(key)
+    ),
+    "flossing": floss,
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_program_calls_lapack(name):
+    program = PROGRAMS[name]
+    more = (0.9,) if name == "its gradient" else ()
+    text = jax.jit(jax.vmap(lambda key: program(key, *more))).lower(KEYS).as_text()
+    assert "lapack" not in text
+    assert "blas" not in text
+    # What is looked for is what JAX's own decompositions would leave there.
+    own = jax.jit(lambda m: jnp.linalg.qr(m)).lower(jnp.zeros((H, H))).as_text()
+    assert "lapack" in own
+
+
+def test_the_decomposition_is_that_of_lapack(x64):
+    """NumPy's, brought to the one whose triangle has a positive diagonal."""
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(7, 4)) * np.array([1e-9, 1.0, 1e6, 1e-3])
+    frame, triangle = np.linalg.qr(matrix)
+    signs = np.sign(np.diagonal(triangle))
+    found = qr(jnp.asarray(matrix))
+    np.testing.assert_allclose(found.Q, frame * signs, atol=1e-12)
+    np.testing.assert_allclose(found.R, signs[:, None] * triangle, rtol=1e-10, atol=1e-12 * 1e6)
+
+
+def test_orthogonal_weights_are_the_ones_that_jax_draws():
+    """Haar-distributed, and the same draws as before, to rounding."""
+    key = jax.random.key(3)
+    wanted = jax.nn.initializers.orthogonal(1.3)(key, (9, 9))
+    np.testing.assert_allclose(initializers.orthogonal(1.3)(key, (9, 9)), wanted, atol=3e-6)
+
+
+MANY_AT_ONCE = """
+import jax, jax.numpy as jnp
+import rnn_jax
+c = rnn_jax.stack([rnn_jax.lstm(64)] * 2)
+f = jax.jit(jax.vmap(lambda k: sum(jnp.sum(l) for l in jax.tree.leaves(c.init(k, 1)))))
+for i in range(10):
+    jax.block_until_ready(f(jax.random.split(jax.random.key(i), 16)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [None, "1", "2", "64"])
+def test_many_orthogonal_matrices_at_once_come_to_an_end(threads):
+    environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    environment |= {"XLA_FLAGS": "", **({"NPROC": threads} if threads else {})}
+    for _ in range(3):
+        subprocess.run(
+            [sys.executable, "-c", MANY_AT_ONCE], env=environment, check=True, timeout=120
+        )
