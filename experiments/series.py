@@ -9,13 +9,16 @@ forecasts. Values are normalized by the rows learned from alone.
 
 One step ahead a network has read all true values before the row. Running free it has read those
 before the held-out rows, and then its own forecasts. Beside both: the last value, and the value one
---season ago. Dates (--date_column: YYYY, YYYY-MM or YYYY-MM-DD) must be evenly spaced; missing
-numbers are an error unless --missing=interpolate.
+--season ago. Dates (--date_column: YYYY, YYYY-MM or YYYY-MM-DD) must be evenly spaced. Missing
+numbers are an error unless --missing=interpolate: then a straight line stands in for them in the
+rows learned from, and the number before them in the rows after. What stands in is read, but never
+asked: it is in no loss, choice or score, and is marked among the held-out rows.
 
-Written to --workdir: forecast.csv (date, actual, mean and standard deviation over the networks,
-baselines); forecast.png; learning_curves.png, loss on the validation rows; gradient_profiles.png,
-the gradient of a window's last loss before training and after; gradient_heatmap.png, over training;
-table.md; networks.jsonl; arrays/; summary.txt. A run that was stopped goes on when started again.
+Written to --workdir: forecast.csv (date, actual, empty where nothing was measured, mean and
+standard deviation over the networks, baselines); forecast.png; learning_curves.png, loss on the
+validation rows; gradient_profiles.png, the gradient of a window's last loss before training and
+after; gradient_heatmap.png, over training; table.md; networks.jsonl; arrays/; summary.txt. A run
+that was stopped goes on when started again.
 
 Flags file:
   experiments/flags/series.flags  sunspots, the last 15 years held out
@@ -106,13 +109,21 @@ def read(config: SeriesConfig) -> Series:
 
 def groups_of(config: SeriesConfig, read: Series) -> list[Group]:
     """A group for each cure; its networks are the seeds."""
-    known = normalized(read)[: read.held_out]
-    learned = known[: read.validation]
-    task = series(learned, config.length, config.batch_size, warmup=config.warmup)
+    known, measured = normalized(read)[: read.held_out], read.measured[: read.held_out]
+    first = read.validation
     try:
-        examples = windows_from(known, read.validation, config.length, config.warmup)
+        task = series(
+            known[:first],
+            config.length,
+            config.batch_size,
+            warmup=config.warmup,
+            measured=measured[:first],
+        )
+        examples = windows_from(known, first, config.length, config.warmup, measured)
     except ValueError as error:
-        raise UsageError(f"--validation={config.validation}: {error}") from error
+        raise UsageError(
+            f"--length={config.length} and --validation={config.validation}: {error}"
+        ) from error
     data = Data(task, lambda key: examples, config.train_steps, ends_training=False)
     return [_group(apply_preset(config, cure), cure, read, data) for cure in preset_names(config)]
 

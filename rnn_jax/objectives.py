@@ -131,6 +131,9 @@ def judge(
             late = jnp.broadcast_to(late, (steps, size))
             mask = late if mask is None else late & mask
             first = min(loss.first_loss_step, steps - 1)
+        if loss.asked is not None:
+            asked = loss.asked(targets)
+            mask = asked if mask is None else asked & mask
         loss = loss.loss
     if mask is None:
         return loss(outputs, targets), None

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rnn_jax.io.tables import Table, numbers, read_table
+from rnn_jax.io.tables import Table, numbers, place, read_table
 
 FEW = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -47,14 +47,14 @@ def test_a_quoted_cell_of_two_lines_moves_the_line_numbers(tmp_path):
         numbers(table, "b")
 
 
-def test_missing_numbers_are_refused_or_interpolated(tmp_path):
+def test_missing_numbers_are_refused_or_marked(tmp_path):
     table = read_table(write(tmp_path, "t,x\n0,1\n1,\n2,NaN\n3,7\n4, NA \n5,3\n"))
-    with pytest.raises(ValueError, match=r"line 3, column 'x'.*--missing=interpolate"):
+    with pytest.raises(ValueError, match=r"line 3, column 'x': the number is missing"):
         numbers(table, "x")
-    np.testing.assert_allclose(numbers(table, "x", "interpolate"), [1, 3, 5, 7, 5, 3])
-    for text, line in (("x,y\n,1\n2,2\n", 2), ("x,y\n1,1\n2,2\nNA,3\n", 4), ("x,y\n,1\n,2\n", 2)):
-        with pytest.raises(ValueError, match=rf"line {line}, column 'x'.*at an end"):
-            numbers(read_table(write(tmp_path, text)), "x", "interpolate")
+    np.testing.assert_array_equal(numbers(table, "x", "nan"), [1, np.nan, np.nan, 7, np.nan, 3])
+    assert place(table, 1, "x").endswith("series.csv, line 3, column 'x'")
+    with pytest.raises(ValueError, match=r"give 'error', or 'nan'.*\.fill_gaps"):
+        numbers(table, "x", "interpolate")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_what_is_no_table_is_refused_and_the_place_named(text, said, tmp_path):
 def test_a_cell_that_is_no_finite_number(cell, said, tmp_path):
     table = read_table(write(tmp_path, f"x,y\n1,1\n{cell},2\n"))
     with pytest.raises(ValueError, match=rf"line 3, column 'x': .*{said}") as raised:
-        numbers(table, "x", "interpolate")
+        numbers(table, "x", "nan")
     assert len(str(raised.value).replace(str(tmp_path), "")) < 300
 
 
@@ -107,7 +107,7 @@ def test_an_unknown_column_and_too_few_rows(tmp_path):
         numbers(table, "snow")
     with pytest.raises(ValueError, match="1 rows below its names; give at least 2"):
         numbers(table, "flow")
-    with pytest.raises(ValueError, match="give 'error' or 'interpolate'"):
+    with pytest.raises(ValueError, match="give 'error', or 'nan'"):
         numbers(table, "flow", "drop")
 
 
@@ -147,7 +147,7 @@ def check_whole_or_refused(path):
         table = read_table(path)
         assert {len(cells) for cells in table.columns.values()} == {len(table.lines)}
         for name in table.names:
-            assert np.isfinite(numbers(table, name, "interpolate")).all()
+            assert not np.isinf(numbers(table, name, "nan")).any()
     except ValueError as error:
         message = str(error)
     assert str(path) in message

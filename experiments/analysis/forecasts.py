@@ -21,7 +21,7 @@ class Forecasts(NamedTuple):
     """What was foretold of the held-out rows, in the units of the data.
 
     Attributes:
-        actual: `[H, D]`.
+        actual: `[H, D]`; NaN where nothing was measured.
         one_step, free_run: of each network, `[S, H, D]`.
         one_step_baselines, free_run_baselines: name -> `[H, D]`. The first have read what the
             network has: all that was before the row foretold; the second all before `first`.
@@ -41,7 +41,7 @@ def forecaster(
 
     Args:
         model: a `sequence_model`, with an output for each column.
-        values: `[N, D]`, normalized.
+        values: `[N, D]`, normalized; a stand-in is known before what comes after it.
         first: of the rows to foretell.
 
     Returns:
@@ -82,9 +82,15 @@ def baselines(
 
 
 def rmse(forecast: np.ndarray, actual: np.ndarray, steps: int | None = None) -> np.ndarray:
-    """Root mean squared error over the first `steps` rows: `[..., H, D]` -> `[..., D]`."""
+    """Root mean squared error over the first `steps` rows: `[..., H, D]` -> `[..., D]`.
+
+    Rows of which nothing was measured, NaN in `actual`, do not count; NaN where none was.
+    """
     errors = (forecast - actual)[..., :steps, :]
-    return np.sqrt(np.mean(np.square(errors), axis=-2))
+    known = np.broadcast_to(~np.isnan(actual[:steps]), errors.shape)
+    count = np.sum(known, axis=-2)
+    total = np.sum(np.square(errors), axis=-2, where=known)
+    return np.sqrt(np.where(count, total / np.maximum(count, 1), np.nan))
 
 
 def spread(values: np.ndarray) -> np.ndarray:
@@ -93,7 +99,10 @@ def spread(values: np.ndarray) -> np.ndarray:
 
 
 def as_csv(found: Forecasts, dates: list[str], names: list[str]) -> str:
-    """forecast.csv: a line for each column of the data and each held-out row."""
+    """forecast.csv: a line for each column of the data and each held-out row.
+
+    `actual` is empty where nothing was measured.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     kinds = ((ONE_STEP, found.one_step_baselines), (FREE_RUN, found.free_run_baselines))
@@ -108,5 +117,6 @@ def as_csv(found: Forecasts, dates: list[str], names: list[str]) -> str:
         numbers += [part for own in networks for part in (own.mean(axis=0), spread(own))]
         numbers += [values for _, others in kinds for values in others.values()]
         for row, date in enumerate(dates):
-            writer.writerow([date, name, *(f"{part[row, column]:.6g}" for part in numbers)])
+            cells = [part[row, column] for part in numbers]
+            writer.writerow([date, name, *("" if np.isnan(c) else f"{c:.6g}" for c in cells)])
     return text.getvalue()

@@ -9,7 +9,8 @@ import numpy as np
 from experiments.cli.options import UsageError
 from experiments.data import calendar_dates
 from rnn_jax.io.reading import shown
-from rnn_jax.io.tables import numbers, read_table
+from rnn_jax.io.tables import Table, numbers, place, read_table
+from rnn_jax.tasks.series import fill_gaps
 
 SUNSPOTS = Path(__file__).parent / "sunspots_monthly.csv"
 MOST_SPREADS = 1e15
@@ -23,8 +24,11 @@ class Series(NamedTuple):
         names: of the columns.
         dates: what the file calls each row: its date, or its number from 1.
         times: the same as numbers, `[N]`.
-        values: `[N, D]`, as they are in the file, float64.
-        mean, scale: of the rows learned from, `[D]`; nothing else is known before the end.
+        values: `[N, D]`, as they are in the file, float64; where there is none, what stands in for
+            it (`rnn_jax.tasks.series.fill_gaps`).
+        measured: `[N, D]`, True where the file has a number.
+        mean, scale: of what was measured in the rows learned from, `[D]`; nothing else is known
+            before the end.
         validation: the first row of the validation part; all before it are learned from.
         held_out: the first row of the held-out part.
     """
@@ -33,6 +37,7 @@ class Series(NamedTuple):
     dates: list[str]
     times: np.ndarray
     values: np.ndarray
+    measured: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
     validation: int
@@ -46,7 +51,14 @@ def normalized(series: Series) -> np.ndarray:
 
 def fingerprint(series: Series) -> str:
     """A few letters that tell a series from another: a run goes on only with its own."""
-    return hashlib.sha256(series.values.tobytes()).hexdigest()[:16]
+    gaps = b"" if series.measured.all() else np.packbits(series.measured).tobytes()
+    return hashlib.sha256(series.values.tobytes() + gaps).hexdigest()[:16]
+
+
+def actual(series: Series) -> np.ndarray:
+    """The held-out rows as they were measured, `[H, D]`; NaN where nothing was."""
+    held_out = slice(series.held_out, None)
+    return np.where(series.measured[held_out], series.values[held_out], np.nan)
 
 
 def read_series(
@@ -65,7 +77,8 @@ def read_series(
         csv: the file, with a line of names, gzip or not.
         columns: names, with commas between them.
         date_column: its name; empty where there is none.
-        missing: "error" or "interpolate".
+        missing: "error", or "interpolate": among the rows learned from a straight line stands in
+            for what is missing, behind them the number before it. Neither is ever asked.
         held_out: rows at the end that are foretold.
         validation: rows before them, that settings may be chosen by.
         least: rows that learning wants.
@@ -81,7 +94,14 @@ def read_series(
         raise UsageError(
             f"--column={columns}: name one or more columns of {csv}, each once; there are {there}"
         )
-    values = np.stack([numbers(table, name, missing) for name in names], axis=1)  # type: ignore[arg-type]
+    values = np.stack([numbers(table, name, "nan") for name in names], axis=1)
+    measured = ~np.isnan(values)
+    if missing == "error" and not measured.all():
+        row, column = np.argwhere(~measured)[0]
+        raise ValueError(
+            f"{place(table, row, names[column])}: the number is missing; give "
+            "--missing=interpolate to go on without it, or drop the row"
+        )
     total = len(values)
     first = total - held_out - validation
     if first < least:
@@ -90,16 +110,18 @@ def read_series(
             f"{max(first, 0)} to learn from, where the settings want {least}; give smaller "
             "--held_out, --validation, --length or --season, or a longer series"
         )
-    learned = values[:first]
-    for name, column in zip(names, learned.T, strict=True):
-        if np.ptp(column) == 0:
+    last = first + validation
+    parts = {"learn from": (0, first), "compare networks on": (first, last)}
+    _check_measured(table, names, measured, parts | {"foretell": (last, total)})
+    for name, column in zip(names, values[:first].T, strict=True):
+        if np.nanmin(column) == np.nanmax(column):
             raise ValueError(
                 f"{csv}, column {shown(name)}: all of the {first} rows to learn from are "
                 f"{column[0]:g} (lines {table.lines[0]} to {table.lines[first - 1]}); there is "
                 "nothing to foretell"
             )
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        mean, scale = learned.mean(axis=0), learned.std(axis=0)
+        mean, scale = np.nanmean(values[:first], axis=0), np.nanstd(values[:first], axis=0)
         far = np.abs(values - mean) > MOST_SPREADS * scale
         beyond = far | ~((scale > 0) & (scale < np.inf))
     if beyond.any():
@@ -116,4 +138,24 @@ def read_series(
     else:
         times = np.arange(1.0, total + 1)
         dates = [f"{row:.0f}" for row in times]
-    return Series(names, dates, times, values, mean, scale, first, first + validation)
+    filled = fill_gaps(values, first)
+    return Series(names, dates, times, filled, measured, mean, scale, first, last)
+
+
+def _check_measured(
+    table: Table, names: list[str], measured: np.ndarray, parts: dict[str, tuple[int, int]]
+) -> None:
+    """`ValueError` where a column begins with a gap, or has nothing in one of the parts."""
+    for name, column in zip(names, measured.T, strict=True):
+        if not column[0]:
+            raise ValueError(
+                f"{place(table, 0, name)}: the number is missing, and nothing before it can stand "
+                "in for it; drop the rows up to the first that has one"
+            )
+        for purpose, (start, stop) in parts.items():
+            if not column[start:stop].any():
+                raise ValueError(
+                    f"{table.path}, column {shown(name)}: there is no number in the {stop - start} "
+                    f"rows to {purpose} (lines {table.lines[start]} to {table.lines[stop - 1]}); "
+                    "give other --held_out and --validation, or leave the column out"
+                )

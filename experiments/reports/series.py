@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.analysis import forecasts
 from experiments.analysis.forecasts import FREE_RUN, ONE_STEP, Forecasts, rmse, spread
-from experiments.data.series_data import Series, normalized
+from experiments.data.series_data import Series, actual, normalized
 from experiments.reports.memory import Trained, best_cells
 from experiments.reports.sine import heatmap_finding
 from experiments.training.groups import Group
@@ -56,7 +56,7 @@ def save(
     ]
     if len(cells) > 1:
         words.append(f"The forecasts are those of {cell.kind}, the lowest of these")
-    words += verdicts(found, series.names)
+    words += [*verdicts(found, series.names), *gaps(found, series.names)]
     words.append(f"Forecasts, lines, arrays and figures: {workdir}/")
     return table + "\n".join(words) + "\n"
 
@@ -68,9 +68,12 @@ def validation_loss(cell: Trained) -> float:
 
 
 def validation_baseline(series: Series) -> float:
-    """Loss on the validation rows of repeating the last value."""
+    """Loss on the validation rows of repeating the last value; mean over those measured."""
     known = normalized(series)[series.validation - 1 : series.held_out]
-    return float(np.mean(np.square(np.diff(known, axis=0))))
+    measured = series.measured[series.validation : series.held_out]
+    asked = measured.any(axis=1)
+    errors = np.mean(np.square(np.diff(known, axis=0))[asked], axis=1, where=measured[asked])
+    return float(np.mean(errors))
 
 
 def load_forecasts(workdir: Path, series: Series, group: int, season: int) -> Forecasts:
@@ -80,7 +83,7 @@ def load_forecasts(workdir: Path, series: Series, group: int, season: int) -> Fo
         for name in (ONE_STEP, FREE_RUN)
     )
     return Forecasts(
-        series.values[series.held_out :],
+        actual(series),
         one_step,
         free,
         *forecasts.baselines(series.values, series.held_out, season),
@@ -150,11 +153,27 @@ def save_forecasts(workdir: Path, series: Series, found: Forecasts) -> None:
                 series.times[series.held_out :],
                 found.actual[:, column],
                 panels,
-                f"{name}: {len(found.actual)} held-out rows, foretold",
+                f"{name}: {len(found.actual)} held-out rows, foretold"
+                + (f"; {lost} were not measured" if (lost := missing(found, column)) else ""),
                 "year" if dated else "row",
                 name,
             ),
         )
+
+
+def missing(found: Forecasts, column: int) -> int:
+    """Held-out rows of which nothing was measured."""
+    return int(np.count_nonzero(np.isnan(found.actual[:, column])))
+
+
+def gaps(found: Forecasts, names: list[str]) -> list[str]:
+    """In words, for each column with gaps: what was not measured, and what came of it."""
+    return [
+        f"{name}: {lost} of {len(found.actual)} held-out rows were not measured; they are in no "
+        "score, and a forecast one step ahead reads the value before in their place"
+        for column, name in enumerate(names)
+        if (lost := missing(found, column))
+    ]
 
 
 def horizons(found: Forecasts) -> list[int]:
@@ -180,15 +199,22 @@ def markdown(found: Forecasts, names: list[str]) -> str:
             return rmse(values, found.actual, count)[..., column]
 
         own = [of(found.one_step), *(of(found.free_run, count) for count in steps)]
-        lines.append(line("a network", [f"{e.mean():.3g} ± {spread(e):.2g}" for e in own]))
+        lines.append(line("a network", [shown_error(e.mean(), spread(e)) for e in own]))
         joint = [of(found.one_step.mean(axis=0))]
         joint += [of(found.free_run.mean(axis=0), count) for count in steps]
-        lines.append(line("mean of the networks", [f"{error:.3g}" for error in joint]))
+        lines.append(line("mean of the networks", [shown_error(error) for error in joint]))
         for word, values in found.one_step_baselines.items():
             theirs = [of(values)]
             theirs += [of(found.free_run_baselines[word], count) for count in steps]
-            lines.append(line(word, [f"{error:.3g}" for error in theirs]))
+            lines.append(line(word, [shown_error(error) for error in theirs]))
     return "\n".join(lines) + "\n"
+
+
+def shown_error(error: np.ndarray, around: np.ndarray | None = None) -> str:
+    """An error as the table shows it; a dash where nothing was measured to compare with."""
+    if np.isnan(error):
+        return "–"
+    return f"{error:.3g}" + ("" if around is None else f" ± {around:.2g}")
 
 
 def verdicts(found: Forecasts, names: list[str]) -> list[str]:
@@ -208,6 +234,8 @@ def _verdict(what: str, found: Forecasts, column: int, steps: int | None) -> str
     own = found.free_run if alone else found.one_step
     others = found.free_run_baselines if alone else found.one_step_baselines
     error = rmse(own.mean(axis=0), found.actual, steps)[column]
+    if np.isnan(error):
+        return f"{what}: nothing was measured in these rows"
     theirs = {word: rmse(values, found.actual, steps)[column] for word, values in others.items()}
     words = [
         f"{'beats' if error < other else 'DOES NOT BEAT'} {word} ({other:.3g})"

@@ -92,23 +92,23 @@ def read_table(path: str | Path, max_bytes: int = MAX_BYTES) -> Table:
     return Table(path, names, dict(zip(names, cells, strict=True)), first_line, lines)
 
 
-def numbers(
-    table: Table, name: str, missing: Literal["error", "interpolate"] = "error"
-) -> np.ndarray:
+def numbers(table: Table, name: str, missing: Literal["error", "nan"] = "error") -> np.ndarray:
     """A column's numbers, float64 `[rows]`.
 
     Args:
         table: made by `read_table`.
         name: of the column.
-        missing: what to do where a cell is empty, NaN or NA: raise, or draw a straight line between
-            the numbers before and after.
+        missing: what to do where a cell is empty, NaN or NA: raise, or return NaN there.
 
     Raises:
-        ValueError: no such column, fewer than 2 rows, a cell that is no finite number, or one that
-            is missing: at all, or at either end, where nothing is to be interpolated.
+        ValueError: no such column, fewer than 2 rows, a cell that is not a finite number, or one
+            that is missing.
     """
-    if missing not in ("error", "interpolate"):
-        raise ValueError(f"missing is {missing!r}; give 'error' or 'interpolate'")
+    if missing not in ("error", "nan"):
+        raise ValueError(
+            f"missing is {missing!r}; give 'error', or 'nan' and fill the gaps with "
+            "rnn_jax.tasks.series.fill_gaps, which does not look ahead of the rows learned from"
+        )
     if name not in table.columns:
         there = ", ".join(shown(known) for known in table.names[:20])
         raise ValueError(f"{table.path} has no column {shown(name)}; there are {there}")
@@ -117,27 +117,18 @@ def numbers(
         raise ValueError(f"{table.path} has {len(cells)} rows below its names; give at least 2")
 
     def where(row: int) -> str:
-        return f"{table.path}, line {table.lines[row]}, column {shown(name)}"
+        return place(table, row, name)
 
     values = np.array([_number(cell, where, row) for row, cell in enumerate(cells)])
     gaps = np.isnan(values)
-    if not gaps.any():
-        return values
-    first = int(np.argmax(gaps))
-    if missing == "error":
-        raise ValueError(
-            f"{where(first)}: the number is missing; give --missing=interpolate to draw a line "
-            "between its neighbours, or drop the row"
-        )
-    for end in (0, len(cells) - 1):
-        if gaps[end]:
-            raise ValueError(
-                f"{where(end)}: the number is missing at an end of the series, where there is "
-                "nothing to interpolate; drop the row"
-            )
-    rows = np.arange(len(cells))
-    values[gaps] = np.interp(rows[gaps], rows[~gaps], values[~gaps])
+    if missing == "error" and gaps.any():
+        raise ValueError(f"{where(int(np.argmax(gaps)))}: the number is missing; drop the row")
     return values
+
+
+def place(table: Table, row: int, name: str) -> str:
+    """A cell's file, line and column, as errors name it."""
+    return f"{table.path}, line {table.lines[row]}, column {shown(name)}"
 
 
 def _number(cell: str, where: Callable[[int], str], row: int) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rnn_jax.plots.style import BLUE, GREEN, ORANGE, dress, new_figure
@@ -22,6 +23,24 @@ class Forecast(NamedTuple):
     baselines: Mapping[str, np.ndarray]
 
 
+def _mark_gaps(axes: Axes, times: np.ndarray, actual: np.ndarray) -> None:
+    """Shades the times of which nothing was measured; a value between two gaps becomes a dot."""
+    lost = np.concatenate([[False], np.isnan(actual), [False]])
+    starts, stops = np.flatnonzero(~lost[:-1] & lost[1:]), np.flatnonzero(lost[:-1] & ~lost[1:])
+    half = (times[1] - times[0]) / 2 if len(times) > 1 else 0.5
+    for number, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        axes.axvspan(
+            times[start] - half,
+            times[stop - 1] + half,
+            color="black",
+            alpha=0.1,
+            linewidth=0,
+            label="" if number else "not measured",
+        )
+    alone = ~lost[1:-1] & lost[:-2] & lost[2:]
+    axes.plot(times[alone], actual[alone], ".", color="black", markersize=3)
+
+
 def forecasts(
     times: np.ndarray,
     actual: np.ndarray,
@@ -34,7 +53,7 @@ def forecasts(
 
     Args:
         times: `[H]`.
-        actual: `[H]`.
+        actual: `[H]`; NaN, shaded, where nothing was measured.
         panels: title, which is the finding -> forecast.
         title: of the figure.
         xlabel, ylabel: what times and values are.
@@ -44,6 +63,7 @@ def forecasts(
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axes, (name, found) in zip(grid, panels.items(), strict=True):
         axes.plot(times, actual, color="black", linewidth=1.1, label="actual")
+        _mark_gaps(axes, times, actual)
         for (word, values), colour in zip(
             found.baselines.items(), (ORANGE, GREEN, "#CC79A7"), strict=False
         ):

@@ -26,6 +26,8 @@ class Task(NamedTuple):
         first_loss_step: the steps before it, counted from 0, have no loss.
         solved_wrong: the task is solved where the mean of `wrong` is at most this; 1 % is the
             criterion of Pascanu, Mikolov & Bengio (2013).
+        asked: `targets -> [T, B]`, True where a step from the first loss on has one; None where
+            all of them have.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Task(NamedTuple):
     chance_wrong: float
     first_loss_step: int = 0
     solved_wrong: float = 0.01
+    asked: Callable[[Array], Array] | None = None
 
 
 def is_solved(task: Task, wrong: Array) -> Array:
