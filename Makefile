@@ -20,14 +20,17 @@ types: $(VENV)/installed-test
 pytest: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2
 
+# The evidence is compiled as users compile; the default suite quickly (tests/xla_flags.py).
+AS_USERS_DO := XLA_FLAGS=--xla_backend_optimization_level=3
+
 # Kills, signals, full disks and hostile files: the slow tests that docs/faults.md names.
 survival: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow tests/resume_test.py tests/disk_test.py tests/checkpoint_test.py \
-		tests/reading_test.py tests/tables_test.py tests/gradient_sweep_test.py
+	$(AS_USERS_DO) $(BIN)/python -m pytest -m slow tests/resume_test.py tests/disk_test.py \
+		tests/checkpoint_test.py tests/reading_test.py tests/tables_test.py tests/no_lapack_test.py
 
 # What takes minutes: the slow tests.
 evidence: $(VENV)/installed-test $(VENV)/installed-notebooks
-	$(BIN)/python -m pytest -m slow
+	$(AS_USERS_DO) $(BIN)/python -m pytest -m slow
 
 # The README by its word: a fresh clone, fresh environments, every command and every block of code.
 newcomer: $(VENV)/installed-test
