@@ -1,5 +1,6 @@
 """Each remedy, applied as it is worded, moves the quantity that it was named for."""
 
+import inspect
 import re
 
 import jax
@@ -145,6 +146,30 @@ def test_a_flax_cell_is_recognised_by_its_parameters(name):
     by_old = jax.jacobian(lambda s: cell.step(params, s, jnp.ones(1)))(state)
     first = jax.tree.leaves(by_old)[0]
     np.testing.assert_allclose(first, np.eye(H), atol=1e-5)
+
+
+def factories():
+    """What makes a cell of so many units; a cell added later is among them."""
+    public = {name: getattr(rnn_jax, name) for name in rnn_jax.__all__}
+    return [
+        name
+        for name, function in public.items()
+        if inspect.isfunction(function)
+        and next(iter(inspect.signature(function).parameters), "") == "hidden_size"
+    ]
+
+
+@pytest.mark.parametrize("name", factories())
+def test_every_cell_of_ours_is_known_to_the_remedies(name):
+    cell = getattr(rnn_jax, name)(H)
+    params = cell.init(jax.random.key(0), 2)
+    (found,) = anatomies(params)
+    parts = [part for scaled in found.scales.values() for part in scaled]
+    parts += [found.recurrent, found.inputs, found.bias, found.gate_bias, found.leak]
+    for part in filter(None, parts):
+        assert values_of(params, part).size
+    assert found.gate_bias or found.leak or found.recurrent
+    assert {"elman", "leaky", "layer_norm_elman", "lstm", "gru"} <= set(factories())
 
 
 def test_the_parts_of_wrapped_cells_are_named_from_the_outside():
