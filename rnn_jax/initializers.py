@@ -65,7 +65,8 @@ def orthogonal(gain: float | Array = 1.0) -> Initializer:
         ValueError: a shape of fewer than two axes.
     """
 
-    def init(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
+        dtype = jnp.zeros((), dtype).dtype
         if len(shape) < 2:
             raise ValueError(f"the shape is {shape}; an orthogonal matrix needs two axes or more")
         rows, columns = math.prod(shape[:-1]), shape[-1]

@@ -185,12 +185,20 @@ def _pull(
     return apply(jax.vmap(lambda v: ravel_pytree(vjp(unravel(v))[0])[0]), vectors, careful)
 
 
+LARGEST_TRACED_FRAME = 1024
+"""Units of a state whose frame is made while the program is traced."""
+
+
 def _random_frame(previous: State, count: int | None = None) -> Array:
     """Orthonormal `[N, k]`: the identity's columns may lie in invariant subspaces for good.
 
-    It depends on no argument, so that NumPy makes it while the program is traced.
+    It depends on no argument, so that NumPy makes it while the program is traced, where it is
+    small: to trace a large program must not take its memory.
     """
     flat, _ = ravel_pytree(jax.tree.map(lambda s: s[0], previous))
+    if flat.size > LARGEST_TRACED_FRAME:
+        normal = jax.random.normal(jax.random.key(0), (flat.size, flat.size), flat.dtype)
+        return qr(normal[:, :count]).Q
     with jax.ensure_compile_time_eval():
         normal = jax.random.normal(jax.random.key(0), (flat.size, flat.size), flat.dtype)
         frame, triangle = np.linalg.qr(np.asarray(normal[:, :count]))
