@@ -200,6 +200,6 @@ def _nothing_found(found: Found) -> str:
         )
     if found.unwatchable:
         what += f". Found, but nothing to watch: {', '.join(found.unwatchable)}"
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    if getattr(jax.config, "jax_disable_jit"):  # noqa: B009, not in the types of every JAX
         what += ". Under jax.disable_jit() every scan is a Python loop"
     return what

@@ -149,8 +149,9 @@ def _emit_of(
         found = [n for n, leaf in enumerate(program.outvars[: len(leaves)]) if leaf is outputs[0]]
         found = found or _equal_leaves(foreign, params, carry, x)
     if not found:
+        shapes = [getattr(output.aval, "shape", ()) for output in outputs]
         raise ValueError(
-            f"the output of {foreign.name}, shape {[o.aval.shape for o in outputs]}, is no leaf of "
+            f"the output of {foreign.name}, shape {shapes}, is no leaf of "
             f"its carry, shapes {[leaf.shape for leaf in leaves]}, and a Cell emits from its "
             "state; add the output to the carry, leave what comes after the carry to the readout, "
             "or pass emit=, a function of the carry"

@@ -129,7 +129,7 @@ def verdict_of(profile: np.ndarray) -> str:
     """One word for a lag profile `[N, B]` in nats; the words are those of `Diagnosis.verdict`."""
     words = [_verdict_of_example(column[~np.isnan(column)]) for column in profile.T]
     names, counts = np.unique(words, return_counts=True)
-    return str(names[np.argmax(counts)]) if counts.max() >= MAJORITY * len(words) else "mixed"
+    return str(names[np.argmax(counts)]) if np.max(counts) >= MAJORITY * len(words) else "mixed"
 
 
 def _verdict_of_example(logs: np.ndarray) -> str:

@@ -28,10 +28,10 @@ def _mark_gaps(axes: Axes, times: np.ndarray, actual: np.ndarray) -> None:
     lost = np.concatenate([[False], np.isnan(actual), [False]])
     starts, stops = np.flatnonzero(~lost[:-1] & lost[1:]), np.flatnonzero(lost[:-1] & ~lost[1:])
     half = (times[1] - times[0]) / 2 if len(times) > 1 else 0.5
-    for number, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+    for number, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
         axes.axvspan(
-            times[start] - half,
-            times[stop - 1] + half,
+            float(times[start] - half),
+            float(times[stop - 1] + half),
             color="black",
             alpha=0.1,
             linewidth=0,

@@ -159,9 +159,9 @@ def split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.n
 def _without_memory(last: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Loss, and share of wrong answers, of the best answer to the last pixel, over all images."""
     values, which = np.unique(last, return_inverse=True)
-    counts = np.zeros((len(values), labels.max() + 1))
+    counts: np.ndarray = np.zeros((len(values), labels.max() + 1))
     np.add.at(counts, (which, labels), 1)
     shares = counts / counts.sum(axis=1, keepdims=True)
     logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    total = counts.sum()
-    return float(-np.sum(counts * logs) / total), float(1 - counts.max(axis=1).sum() / total)
+    total = float(np.sum(counts))
+    return float(-np.sum(counts * logs) / total), float(1 - np.max(counts, axis=1).sum() / total)
