@@ -25,12 +25,13 @@ def use_cpu_devices(count: int = 0) -> None:
         count: how many; 0 for one a core.
 
     All devices share one pool of threads, which XLA makes as large as the number of cores. A
-    program holds a thread of it for each device while its products wait for others: with as many
-    devices as threads, one that decomposes a matrix first (orthogonal weights) waits for ever.
-    NPROC, which XLA reads, gives the pool a second thread for each device.
+    program holds a thread of it for each device while its products wait for others. NPROC, which
+    XLA reads, gives the pool a second thread for each device; a larger NPROC of yours stays.
     """
     count = count or os.cpu_count() or 1
-    os.environ["NPROC"] = str(max(2 * count, os.cpu_count() or 1))
+    given = os.environ.get("NPROC", "")
+    own = int(given) if given.isdecimal() else 0
+    os.environ["NPROC"] = str(max(2 * count, os.cpu_count() or 1, own))
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
 

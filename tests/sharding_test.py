@@ -1,5 +1,7 @@
 """One network, its batch over several devices: the same training."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,3 +98,12 @@ def test_a_batch_that_cannot_be_split_is_refused():
     mesh = sharding.examples_mesh(jax.devices()[:2])
     with pytest.raises(ValueError, match="a batch of 5 cannot be split over 2 devices"):
         sharding.split_examples(jnp.zeros((5, 3)), mesh)
+
+
+def test_a_larger_number_of_threads_of_the_users_own_stays(monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda *setting: None)
+    for given, wanted in (("64", "64"), ("1", "6"), ("", "6"), ("many", "6")):
+        monkeypatch.setenv("NPROC", given)
+        monkeypatch.setattr(os, "cpu_count", lambda: 2)
+        sharding.use_cpu_devices(3)
+        assert os.environ["NPROC"] == wanted

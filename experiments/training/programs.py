@@ -53,17 +53,14 @@ class Programs(NamedTuple):
     shapes: Callable[[], tuple[Any, Arrays]]
 
 
+@functools.lru_cache(maxsize=32)
 def network_functions(algorithm: Algorithm) -> tuple[Callable[..., Any], ...]:
     """init, train_chunk of so many steps, measure, intervene as `(rows, key) -> results`.
 
     Rows are `(hparams, state)`, for init hparams alone. A function is made once for an algorithm,
     so that a program compiled for it is found again.
     """
-    return _network_functions(algorithm)
 
-
-@functools.lru_cache(maxsize=32)
-def _network_functions(algorithm: Algorithm) -> tuple[Callable[..., Any], ...]:
     @functools.cache
     def train_chunk(num_steps: int) -> Callable[..., Any]:
         def train_and_evaluate(rows: Any, key: Key) -> Any:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from experiments.training.history import History
 from experiments.training.loop import Schedule
 from experiments.training.nonfinite import MeasuredNetwork, NonFinitePolicy
 from experiments.training.parts import Row
+from experiments.training.programs import of_one_network
 from experiments.training.single import Run, train_network
 from experiments.training.store import CheckpointOptions
 from experiments.training.tensorboard_events import events
@@ -112,9 +113,9 @@ def check_memory(config: SineConfig) -> None:
 
 def initial_params(config: SineConfig) -> rnn_jax.ModelParams:
     """The parameters that the run's network starts from."""
-    algorithm = algorithm_of(config)
-    values: dict[str, Any] = {"learning_rate": np.float32(config.learning_rate)}
-    return jax.jit(algorithm.init)(values, jax.random.key(config.seed)).params
+    rate, key = {"learning_rate": config.learning_rate}, jax.random.key(config.seed)
+    # The program of the run itself: it is compiled once.
+    return of_one_network(algorithm_of(config), rate, key).init().params
 
 
 class Result(NamedTuple):
