@@ -117,15 +117,23 @@ some of them need, `import rnn_jax` would take twice as long."""
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a module of `LAZY`, or one that goes by an old name."""
+    """Imports a module of `LAZY`, one that goes by an old name, or a cell of the registry."""
     if name in LAZY or name in MOVED:
         return importlib.import_module(f"{__name__}.{name}")
+    if not name.startswith("_") and name in (cells := _registry()):
+        return cells[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _registry() -> dict[str, Any]:
+    """Cells by name, but those that go by another name here."""
+    registered = importlib.import_module(f"{__name__}.cells.registry").CELLS
+    return {name: make for name, make in registered.items() if make.__name__ == name}
 
 
 def __dir__() -> list[str]:
     """Public names, those that are imported later included."""
-    return sorted({*__all__, *LAZY, "__version__"})
+    return sorted({*__all__, *LAZY, *_registry(), "__version__"})
 
 
 if not any(isinstance(finder, OldNames) for finder in sys.meta_path):

@@ -90,6 +90,21 @@ def identity(scale: float | Array = 1.0) -> Initializer:
     return init
 
 
+def shift(scale: float | Array = 1.0) -> Initializer:
+    """`scale` times a shift round the ring: s W holds s one unit further on.
+
+    Orthogonal like the identity, but with all its eigenvalues apart: with ReLU, what comes in
+    travels for H steps until it meets itself (Keller et al., "Traveling waves encode the recent
+    past", 2024).
+    """
+
+    def init(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
+        del key
+        return scale * jnp.roll(jnp.eye(shape[0], shape[1], dtype=dtype), 1, axis=1)
+
+    return init
+
+
 def spectral_radius(rho: float | Array, std: float = 1.0) -> Initializer:
     """Normal entries, rescaled so that the largest eigenvalue has modulus exactly `rho`.
 

@@ -11,6 +11,7 @@ from jax import lax
 
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
+from rnn_jax.cells.cell import prepared
 from rnn_jax.checks import check_fit
 from rnn_jax.placement import align, filled, on_its_mesh
 from rnn_jax.tap import adjoint_sites, tap
@@ -114,7 +115,7 @@ def plain_unroll(
     )
     xs, perturbations = _without_padding(xs, perturbations, valid)
     plain = cell._replace(affine=None)
-    return run_forward(plain, params, state, xs, perturbations, valid).states
+    return run_forward(plain, prepared(cell, params), state, xs, perturbations, valid).states
 
 
 @on_its_mesh
@@ -212,7 +213,7 @@ def _unroll_layers(
     if cell.segment_length is not None and cell.segment_length < xs.shape[0]:
         return _unroll_segments(cell, params, state, xs, perturbations, sites, valid)
     if cell.layers is None:
-        return _unroll(cell, params, state, xs, perturbations, sites, valid)
+        return _unroll(cell, prepared(cell, params), state, xs, perturbations, sites, valid)
     nothing = (None,) * len(cell.layers)
     states = []
     for layer, own, first, perturbation, site in zip(

@@ -290,6 +290,7 @@ def test_identity(x64):
         initializers.uniform_torch,
         initializers.orthogonal(),
         initializers.identity(),
+        initializers.shift(),
         initializers.spectral_radius(1.0),
         initializers.zeros,
     ],

@@ -29,6 +29,11 @@ def xs_of(key):
     return jax.random.normal(key, (T, D))
 
 
+def states_of(cell, key, scale=1.0):
+    params = jax.tree.map(lambda p: scale * p, cell.init(key, D))
+    return rnn_jax.unroll(cell, params, cell.initial_state(params), xs_of(key))
+
+
 def floss(key):
     optimizer = optax.sgd(0.1)
     state = regularizers.floss_init(optimizer, params_of(key))
@@ -43,6 +48,10 @@ PROGRAMS = {
         for name, make in CELLS.items()
     },
     "init of a stack": lambda key: rnn_jax.stack([rnn_jax.lstm(H)] * 2).init(key, D),
+    "states of exp_rnn": lambda key: states_of(rnn_jax.exp_rnn(H), key),
+    "gradient of exp_rnn": lambda key: jax.grad(
+        lambda scale: jnp.sum(states_of(rnn_jax.exp_rnn(H), key, scale))
+    )(1.0),
     "spectral radius": lambda key: initializers.spectral_radius(0.9)(key, (H, H)),
     "sparse": lambda key: initializers.sparse(3)(key, (H, H)),
     "lyapunov spectrum": lambda key: gradflow.lyapunov_spectrum(

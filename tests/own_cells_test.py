@@ -15,7 +15,7 @@ from experiments.setup.cells import cell_arguments, cell_hparams, factory_named,
 from experiments.setup.sweep import SweepConfig
 from experiments.setup.tasks import task_named
 from experiments.training.sweep_groups import groups_of
-from rnn_jax.cells.registry import CELLS
+from rnn_jax.cells.registry import CELLS, takes
 
 OWN = "own_cell:antisymmetric"
 SWEEP = SweepConfig(
@@ -34,6 +34,15 @@ def test_a_number_of_ones_own_is_an_axis_like_any_other():
     assert set(elman.hparams) == {"gain", "bias_std", "input_std"}
     assert set(gru.hparams) == {"gain", "input_std"}
     assert "cell_args" not in elman.settings
+
+
+def test_numbers_of_a_cell_of_ours_are_axes_too():
+    """Without a line anywhere but in the registry."""
+    (group,) = groups_of(
+        SweepConfig(cell="lru", cell_args="r_min=0.5,0.9,r_max=0.999", gain="0.5,1", seeds=1)
+    )
+    assert set(group.hparams) == {"r_min", "r_max", "input_std"}
+    np.testing.assert_array_equal(np.unique(group.hparams["r_min"]), [0.5, 0.9])
 
 
 def test_its_numbers_reach_the_cell_traced_or_not():
@@ -68,13 +77,14 @@ def test_every_cell_of_the_registry_is_made_from_its_name():
         hparams = dict.fromkeys(cell_hparams(factory), 0.5)
         cell = make_cell(factory_named(name), 3, hparams)
         assert isinstance(cell, rnn_jax.Cell)
-        assert "gain" in hparams
+        # Where W is square and drawn by a name, its scale is an axis.
+        assert ("gain" in hparams) == takes(factory, "recurrent_init")
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"cell": "rnn"}, "--cell=rnn: take one of elman, leaky, layer_norm, lstm, gru, or my_mod"),
+        ({"cell": "rnn"}, "--cell=rnn: take one of elman, leaky, layer_norm, lstm, gru, antisym"),
         ({"cell": "no_module:cell"}, "--cell=no_module:cell: module no_module cannot be imported"),
         ({"cell": "own_cell:none"}, "--cell=own_cell:none: module own_cell has no function none"),
         ({"cell": "own_cell:no cell"}, "give module:function, such as my_module:my_cell"),

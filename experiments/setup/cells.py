@@ -26,6 +26,7 @@ RECURRENT_INITS: dict[str, Callable[[Any], Initializer]] = {
     "orthogonal": initializers.orthogonal,
     "gaussian": initializers.gaussian,
     "identity": initializers.identity,
+    "shift": initializers.shift,
     "torch": lambda gain: _scaled(gain, initializers.uniform_torch),
     "spectral": initializers.spectral_radius,
     "sparse": lambda gain: initializers.sparse(SPARSE_NONZEROS, rho=gain),

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from rnn_jax.placement import is_split
 from rnn_jax.types import Array, Params, State
@@ -89,6 +90,9 @@ class Cell(NamedTuple):
         affine: the step's structure where it has one (see `Affine`); None is always correct.
         layers: the cells of a stack, bottom first, where this is one (see `rnn_jax.stack`).
         segment_length: how far `unroll` runs between two checkpoints (see `rnn_jax.segmented`).
+        prepare: `params -> prepared`, what a step needs of the parameters alone, such as the
+            orthogonal W of a skew-symmetric one: `unroll` computes it once a sequence, and
+            differentiates it by itself. `step` and `affine` take both, so None is always correct.
 
     Any pure function will do as a step:
 
@@ -110,6 +114,7 @@ class Cell(NamedTuple):
     affine: Affine | None = None
     layers: "tuple[Cell, ...] | None" = None
     segment_length: int | None = None
+    prepare: Callable[[Params], Any] | None = None
 
 
 def affine_cell(
@@ -139,6 +144,24 @@ def affine_within(affine: Affine | None) -> Affine | None:
         # They would name the parameters of the inner cell only.
         factors=None,
     )
+
+
+def prepare_within(cell: Cell) -> Callable[[Params], Any] | None:
+    """The `prepare` of a cell whose parameters are the field `cell` of larger ones."""
+    prepare = cell.prepare
+    if prepare is None:
+        return None
+    return lambda params: params._replace(cell=prepare(params.cell))
+
+
+def prepared(cell: Cell, params: Params) -> Any:
+    """The parameters as each step of a sequence reads them."""
+    return params if cell.prepare is None else cell.prepare(params)
+
+
+def fixed(number: Array) -> Array:
+    """A number that a sweep varies and training does not: its gradient is 0."""
+    return lax.stop_gradient(number)
 
 
 def emit_size(cell: Cell, params: Params) -> int:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rnn_jax.cells.cell import Cell, affine_within
+from rnn_jax.cells.cell import Cell, affine_within, prepare_within
 from rnn_jax.types import Array, Key, Params, State
 
 
@@ -90,7 +90,7 @@ def variational_dropout(cell: Cell) -> Cell:
             params, jax.tree.map(_masked, params.states, state)
         ),
     )
-    return Cell(init, initial_state, step, cell.emit, masked)
+    return Cell(init, initial_state, step, cell.emit, masked, prepare=prepare_within(cell))
 
 
 def _masked(mask: Array, values: Array) -> Array:

@@ -38,7 +38,7 @@ class GRUParams(NamedTuple):
     d: Array
 
 
-def _gates(init: Initializer, key: Key, rows: int, hidden_size: int, count: int) -> Array:
+def gate_blocks(init: Initializer, key: Key, rows: int, hidden_size: int, count: int) -> Array:
     """One draw a gate, side by side: each gate has the spectrum that its initializer promises."""
     keys, dtype = jax.random.split(key, count), initializers.default_dtype()
     return jnp.concatenate([init(k, (rows, hidden_size), dtype) for k in keys], axis=1)
@@ -74,8 +74,8 @@ def lstm(
         kernel_key, recurrent_key = jax.random.split(key)
         bias = jnp.zeros((4, hidden_size), initializers.default_dtype()).at[1].set(forget_bias)
         return LSTMParams(
-            U=_gates(kernel_init, kernel_key, input_size, hidden_size, 4),
-            W=_gates(recurrent_init, recurrent_key, hidden_size, hidden_size, 4),
+            U=gate_blocks(kernel_init, kernel_key, input_size, hidden_size, 4),
+            W=gate_blocks(recurrent_init, recurrent_key, hidden_size, hidden_size, 4),
             b=bias.reshape(-1),
         )
 
@@ -152,8 +152,8 @@ def gru(
         check_size("input_size", input_size)
         kernel_key, recurrent_key = jax.random.split(key)
         return GRUParams(
-            U=_gates(kernel_init, kernel_key, input_size, hidden_size, 3),
-            W=_gates(recurrent_init, recurrent_key, hidden_size, hidden_size, 3),
+            U=gate_blocks(kernel_init, kernel_key, input_size, hidden_size, 3),
+            W=gate_blocks(recurrent_init, recurrent_key, hidden_size, hidden_size, 3),
             b=jnp.zeros(3 * hidden_size, initializers.default_dtype()),
             d=jnp.zeros(hidden_size, initializers.default_dtype()),
         )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rnn_jax.cells.cell import Cell, affine_within
+from rnn_jax.cells.cell import Cell, affine_within, prepare_within
 from rnn_jax.types import Array, Key, Params, State
 
 
@@ -41,4 +41,5 @@ def learned_initial_state(cell: Cell) -> Cell:
     def step(params: LearnedStateParams, state: State, x: Array) -> State:
         return cell.step(params.cell, state, x)
 
-    return Cell(init, initial_state, step, cell.emit, affine_within(cell.affine))
+    affine, prepare = affine_within(cell.affine), prepare_within(cell)
+    return Cell(init, initial_state, step, cell.emit, affine, prepare=prepare)
