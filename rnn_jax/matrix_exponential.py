@@ -15,8 +15,8 @@ SQUARINGS = 10
 def skew_exponential(A: Array) -> Array:
     """exp(A) `[H, H]` of a skew-symmetric A: orthogonal, with determinant 1.
 
-    Scaling and squaring: exp(A) = exp(A / 2^s)^(2^s), with 2^s above the largest row sum of |A|, and
-    the factor by its Taylor series. Each squaring doubles how far the product is from orthogonal; a
+    Scaling and squaring: exp(A) = exp(A / 2^s)^(2^s), with 2^s above the largest row sum of |A|,
+    and the factor by its Taylor series. Each squaring doubles how far the product is from orthogonal; a
     Newton step for the nearest orthogonal matrix takes what has come together back to rounding.
 
     Source: Higham, "Functions of matrices" (2008), section 10.3 for the exponential, 8.3 for the
@@ -24,9 +24,9 @@ def skew_exponential(A: Array) -> Array:
 
     >>> import jax.numpy as jnp
     >>> from rnn_jax.matrix_exponential import skew_exponential
-    >>> skew_exponential(jnp.array([[0.0, -jnp.pi / 2], [jnp.pi / 2, 0.0]])).round(5)
-    Array([[ 0., -1.],
-           [ 1.,  0.]], dtype=float32)
+    >>> skew_exponential(jnp.array([[0.0, -jnp.pi / 4], [jnp.pi / 4, 0.0]])).round(4)
+    Array([[ 0.7071, -0.7071],
+           [ 0.7071,  0.7071]], dtype=float32)
     """
     identity = jnp.eye(A.shape[0], dtype=A.dtype)
     size = lax.stop_gradient(jnp.max(jnp.sum(jnp.abs(A), axis=1)))

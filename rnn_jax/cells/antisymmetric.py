@@ -65,7 +65,7 @@ def antisymmetric(
         A `Cell` with `AntisymmetricParams` and a state `[..., H]`.
 
     Source: Chang, Chen, Haber & Chi, "AntisymmetricRNN: a dynamical system view on recurrent neural
-    networks", ICLR (2019), eq. 10.
+    networks", ICLR (2019), section 3.
 
     >>> import jax, jax.numpy as jnp
     >>> import rnn_jax
@@ -97,7 +97,7 @@ def gated_antisymmetric(
     Arguments are those of `antisymmetric`. Returns a `Cell` with `AntisymmetricParams`, U `[D, 2H]`
     and b `[2H]` with the gate first, and a state `[..., H]`.
 
-    Source: Chang et al. (2019), eq. 11 and 12.
+    Source: Chang et al. (2019), section 3, with gating.
     """
 
     def activate(params: Any, state: Array, a: Array, r: Array) -> Array:

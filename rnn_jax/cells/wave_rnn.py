@@ -48,7 +48,7 @@ def wave_rnn(
         ValueError: channels that do not divide H, or an even kernel.
 
     Source: Keller, Muller, Sejnowski & Welling, "Traveling waves encode the recent past and enhance
-    sequence learning", ICLR (2024), eq. 2 and section 2.2.
+    sequence learning", ICLR (2024), section 2.
 
     >>> import jax, jax.numpy as jnp
     >>> import rnn_jax
