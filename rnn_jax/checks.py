@@ -12,18 +12,21 @@ from rnn_jax.types import Array, Params, State
 
 def check_fit(
     cell: Cell, params: Params, state: State, xs: Any, perturbations: State | None = None
-) -> Array:
-    """xs as an array; `ValueError`, naming shapes or dtypes, unless all fits together.
+) -> Any:
+    """xs as arrays; `ValueError`, naming shapes or dtypes, unless all fits together.
 
     Args:
         cell: any `Cell`.
         params: its parameters.
         state: s_0, leaves `[B, H]` (or `[H]`), of floating point.
-        xs: `[T, B, D]` (or `[T, D]`), an array or what `jnp.asarray` makes one of, such as a list.
+        xs: `[T, B, D]` (or `[T, D]`), an array or what `jnp.asarray` makes one of, such as a list;
+            or a dict, a tuple or another pytree of arrays `[T, ...]`, of any type.
         perturbations: leaves `[T, B, H]` (or `[T, H]`), or None.
 
     Nothing is computed, so it works on what `jit` and `vmap` trace.
     """
+    if _is_tree(xs):
+        return _check_tree(cell, params, state, xs, perturbations)
     xs = _as_array(xs)
     whole = not jnp.issubdtype(xs.dtype, jnp.inexact)
     if whole and _multiplies(cell):
@@ -52,21 +55,74 @@ def check_fit(
             f"state has shape {_shapes(state)}, but cell and xs {xs.shape} want {_shapes(wanted)}; "
             + _state_way_out(cell, params, state, xs)
         )
-    if perturbations is not None:
-        sequence = jax.tree.map(lambda s: (xs.shape[0], *s.shape), wanted)
-        if _shapes(perturbations) != sequence:
-            raise ValueError(
-                f"perturbations has shape {_shapes(perturbations)}, but the states want "
-                f"{sequence}; zero_perturbations(state, num_steps) makes one that fits"
-            )
+    _check_perturbations(wanted, xs.shape[0], perturbations)
     if said := _mixed_dtypes(cell, params, state, xs, perturbations):
         raise ValueError(said)
     return xs
 
 
-def check_examples(xs: Array) -> None:
+def num_steps_of(xs: Any) -> int:
+    """T of inputs, an array or a pytree of arrays `[T, ...]`."""
+    return jax.tree.leaves(xs)[0].shape[0]
+
+
+def batch_shape_of(cell: Cell, params: Params, state: State, xs: Any) -> tuple[int, ...]:
+    """B of arguments that fit: `()`, `(B,)` or several axes.
+
+    Args:
+        cell: any `Cell`.
+        params: its parameters.
+        state: s_0, leaves `[B, H]`.
+        xs: `[T, B, D]`; a pytree says nothing of it, for its leaves may have any shape.
+    """
+    if isinstance(xs, jax.Array):
+        return xs.shape[1:-1]
+    return _batch_shape(cell, params, state)
+
+
+def _is_tree(xs: Any) -> bool:
+    """Whether xs is a pytree of arrays; a list of numbers or of arrays becomes one array."""
+    return not isinstance(xs, list) and not jax.tree_util.all_leaves([xs])
+
+
+def _check_tree(
+    cell: Cell, params: Params, state: State, xs: Any, perturbations: State | None
+) -> Any:
+    xs = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), xs)
+    shapes = _shapes(xs)
+    sizes = {shape[:1] for shape in map(jnp.shape, jax.tree.leaves(xs))}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
+        raise ValueError(
+            f"xs has shapes {shapes}, but every leaf wants time as its first axis, of the same "
+            "size of at least one"
+        )
+    _check_kind(state)
+    batch_shape = _batch_shape(cell, params, state)
+    wanted = jax.eval_shape(lambda p: cell.initial_state(p, batch_shape), params)
+    if _shapes(state) != _shapes(wanted):
+        raise ValueError(
+            f"state has shape {_shapes(state)}, but the cell wants {_shapes(wanted)}, with axes "
+            "for the batch before them: cell.initial_state(params, batch_shape) makes a state "
+            "that fits"
+        )
+    _check_perturbations(wanted, num_steps_of(xs), perturbations)
+    return xs
+
+
+def _check_perturbations(state: State, num_steps: int, perturbations: State | None) -> None:
+    if perturbations is None:
+        return
+    sequence = jax.tree.map(lambda s: (num_steps, *s.shape), state)
+    if _shapes(perturbations) != sequence:
+        raise ValueError(
+            f"perturbations has shape {_shapes(perturbations)}, but the states want "
+            f"{sequence}; zero_perturbations(state, num_steps) makes one that fits"
+        )
+
+
+def check_examples(xs: Any) -> None:
     """`ValueError` for an empty batch, of which nothing is to be measured."""
-    if 0 in xs.shape[1:-1]:
+    if isinstance(xs, jax.Array) and 0 in xs.shape[1:-1]:
         raise ValueError(
             f"xs has shape {xs.shape}: an empty batch, of which there is no gradient to measure; "
             "give at least one example, [T, B, D] with time first"

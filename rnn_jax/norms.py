@@ -1,6 +1,7 @@
 """L2 norms over the recurrent state, one for each time step and example; in float32 at least."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +25,26 @@ def per_example(leaf: Array, batch_axes: int) -> Array:
     """A state leaf `[*batch, ...]` as `[*batch, H]`, whatever the shape of its units."""
     units = math.prod(leaf.shape[batch_axes:])
     return leaf.reshape((*leaf.shape[:batch_axes], units))
+
+
+def flat_examples(state: State, batch_axes: int) -> tuple[Array, Callable[[Array], State]]:
+    """A state's leaves `[*batch, ...]` as one array `[E, N]`, E examples of N numbers; and back."""
+    leaves, tree = jax.tree.flatten(state)
+    shapes = [leaf.shape for leaf in leaves]
+    sizes = [math.prod(shape[batch_axes:]) for shape in shapes]
+    count = math.prod(shapes[0][:batch_axes])
+    parts = [leaf.reshape(count, size) for leaf, size in zip(leaves, sizes, strict=True)]
+    flat = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+    types = [leaf.dtype for leaf in leaves]
+
+    def restore(flat: Array) -> State:
+        start, restored = 0, []
+        for shape, size, dtype in zip(shapes, sizes, types, strict=True):
+            restored.append(flat[:, start : start + size].reshape(shape).astype(dtype))
+            start += size
+        return jax.tree.unflatten(tree, restored)
+
+    return flat, restore
 
 
 def state_norm(states: State, batch_axes: int) -> Array:

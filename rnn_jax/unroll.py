@@ -12,7 +12,7 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
 from rnn_jax.cells.cell import prepared
-from rnn_jax.checks import check_fit
+from rnn_jax.checks import batch_shape_of, check_fit, num_steps_of
 from rnn_jax.placement import align, filled, on_its_mesh
 from rnn_jax.tap import adjoint_sites, tap
 from rnn_jax.types import Array, Params, State
@@ -23,7 +23,7 @@ def unroll(
     cell: Cell,
     params: Params,
     state: State,
-    xs: Array,
+    xs: Any,
     *,
     perturbations: State | None = None,
     lengths: Array | None = None,
@@ -34,7 +34,8 @@ def unroll(
         cell: any `Cell`.
         params: the cell's parameters.
         state: s_0, leaves `[B, H]` (or `[H]` for a single sequence).
-        xs: `[T, B, D]` (or `[T, D]`), time first; anything that `jnp.asarray` takes.
+        xs: `[T, B, D]` (or `[T, D]`), time first; anything that `jnp.asarray` takes. Or a dict or
+            another pytree of arrays `[T, ...]`, of which the step gets those of its own time.
         perturbations: zeros like the result, added to s_t as it is computed. Their gradient is
             lambda_t = dL/ds_t, every path into the future included (`flax.linen.Module.perturb`).
         lengths: `[B]` whole numbers in 1..T. Past an example's length its state stays as it was,
@@ -80,16 +81,17 @@ def unroll_in_order(
         label: added to the name that it shows.
     """
     xs = check_fit(cell, params, state, xs, perturbations)
-    valid = None if lengths is None else valid_steps(lengths, xs)
+    batch_shape = batch_shape_of(cell, params, state, xs)
+    valid = None if lengths is None else valid_steps(lengths, xs, batch_shape)
     params, xs, state, perturbations, valid = align(
-        params, xs.ndim - 2, (xs, 1), (state, 0), (perturbations, 1), (valid, 1)
+        params, len(batch_shape), (xs, 1), (state, 0), (perturbations, 1), (valid, 1)
     )
     xs, perturbations = _without_padding(xs, perturbations, valid)
     everything = (state, params, xs, valid)
     sites = None
     # Nobody watches a call whose numbers are all there, and zeros would take as much as its states.
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(everything)):
-        sites = arrange(adjoint_sites(state, xs.shape[0], everything, label))
+        sites = arrange(adjoint_sites(state, num_steps_of(xs), everything, label))
     return _unroll_layers(cell, params, state, xs, perturbations, sites, valid)
 
 
@@ -109,9 +111,10 @@ def plain_unroll(
     Jacobian-vector products, and it is the answer that `unroll` is tested against.
     """
     xs = check_fit(cell, params, state, xs, perturbations)
-    valid = None if lengths is None else valid_steps(lengths, xs)
+    batch_shape = batch_shape_of(cell, params, state, xs)
+    valid = None if lengths is None else valid_steps(lengths, xs, batch_shape)
     params, xs, state, perturbations, valid = align(
-        params, xs.ndim - 2, (xs, 1), (state, 0), (perturbations, 1), (valid, 1)
+        params, len(batch_shape), (xs, 1), (state, 0), (perturbations, 1), (valid, 1)
     )
     xs, perturbations = _without_padding(xs, perturbations, valid)
     plain = cell._replace(affine=None)
@@ -126,15 +129,19 @@ def zero_perturbations(state: State, num_steps: int) -> State:
     )
 
 
-def valid_steps(lengths: Array, xs: Array) -> Array:
-    """`[T, B]`, True where t < lengths; `ValueError` for lengths of another shape or off 1..T."""
-    num_steps, batch_shape = xs.shape[0], xs.shape[1:-1]
+def valid_steps(lengths: Array, xs: Any, batch_shape: tuple[int, ...] | None = None) -> Array:
+    """`[T, B]`, True where t < lengths; `ValueError` for lengths of another shape or off 1..T.
+
+    `batch_shape` is B, where xs is not an array `[T, B, D]`.
+    """
+    num_steps = num_steps_of(xs)
+    batch_shape = xs.shape[1:-1] if batch_shape is None else batch_shape
     lengths = lengths if isinstance(lengths, jax.Array) else jnp.asarray(lengths)
     whole = jnp.issubdtype(lengths.dtype, jnp.integer) or not lengths.size
     if lengths.shape != batch_shape or not whole:
         raise ValueError(
-            f"lengths has shape {lengths.shape} and type {lengths.dtype}, but xs {xs.shape} wants "
-            f"whole numbers of shape {batch_shape}: one length for each example, xs being "
+            f"lengths has shape {lengths.shape} and type {lengths.dtype}, but xs "
+            f"{jax.tree.map(jnp.shape, xs)} wants whole numbers of shape {batch_shape}: one length for each example, xs being "
             "[T, B, D], time first"
         )
     if not isinstance(lengths, jax.core.Tracer) and lengths.size:
@@ -161,10 +168,13 @@ def fill_padding(tree: Any, valid: Array | None, row: int = 0) -> Any:
 
     def fill(leaf: Array) -> Array:
         leaf = jnp.asarray(leaf)
+        if leaf.shape[: valid.ndim] != valid.shape:
+            return leaf  # It is the same for all examples: a counter, a key.
         one = bptt.where_valid(valid[row], leaf[row], jnp.zeros_like(leaf[row]))
-        return jnp.broadcast_to(lax.stop_gradient(one)[None], leaf.shape)
+        filling = jnp.broadcast_to(lax.stop_gradient(one)[None], leaf.shape)
+        return bptt.where_valid(valid, leaf, filling)
 
-    return bptt.where_valid(valid, tree, jax.tree.map(fill, tree))
+    return jax.tree.map(fill, tree)
 
 
 def _without_padding(
@@ -190,7 +200,7 @@ def run_forward(
         reason = " ".join(str(error).partition("\n---")[0].split())
         raise ValueError(
             f"the cell cannot step from a state of shape {jax.tree.map(jnp.shape, state)} with x "
-            f"of shape {xs.shape[1:]} and parameters of shapes {shapes}: {reason}"
+            f"of shape {jax.tree.map(lambda x: x.shape[1:], xs)} and parameters of shapes {shapes}: {reason}"
         ) from error
 
 
@@ -210,7 +220,7 @@ def _unroll_layers(
     A perturbation is added to s_t when the step is done, so the layer above meets it at t + 1 only.
     So it is with sites, which are nowhere added: their cotangent is the perturbations'.
     """
-    if cell.segment_length is not None and cell.segment_length < xs.shape[0]:
+    if cell.segment_length is not None and cell.segment_length < num_steps_of(xs):
         return _unroll_segments(cell, params, state, xs, perturbations, sites, valid)
     if cell.layers is None:
         return _unroll(cell, prepared(cell, params), state, xs, perturbations, sites, valid)
@@ -243,7 +253,7 @@ def _unroll_segments(
     assert length is not None
     plain = cell._replace(segment_length=None)
     # What does not fill a segment comes first, as a segment of its own.
-    head = xs.shape[0] % length
+    head = num_steps_of(xs) % length
 
     @jax.checkpoint
     def segment(params: Params, start: State, part: Any) -> tuple[State, State]:

@@ -9,7 +9,7 @@ from jax import lax
 
 from rnn_jax.bptt import where_valid
 from rnn_jax.cells import Cell
-from rnn_jax.checks import check_fit
+from rnn_jax.checks import batch_shape_of, check_fit
 from rnn_jax.gradflow import finite
 from rnn_jax.norms import is_narrow, widened
 from rnn_jax.types import Array, Params, State
@@ -22,14 +22,16 @@ class Arguments(NamedTuple):
     Attributes:
         params: the cell's parameters.
         state: s_0, leaves `[B, H]`.
-        xs: `[T, B, D]`; padding holds nothing of what was there.
+        xs: `[T, B, D]`, or a pytree of arrays `[T, ...]`; padding holds nothing of what was there.
         valid: `[T, B]`, False on padding; None where there is none.
+        batch_shape: B.
     """
 
     params: Params
     state: State
-    xs: Array
+    xs: Any
     valid: Array | None
+    batch_shape: tuple[int, ...]
 
 
 def checked(
@@ -41,7 +43,8 @@ def checked(
     logarithm with three digits, of adjoints with three digits, would measure the type.
     """
     xs = check_fit(cell, params, state, xs)
-    valid = None if lengths is None else valid_steps(lengths, xs)
+    batch_shape = batch_shape_of(cell, params, state, xs)
+    valid = None if lengths is None else valid_steps(lengths, xs, batch_shape)
     xs = fill_padding(xs, valid)
     finite.check_finite(params, state, xs)
     if any(is_narrow(leaf) for leaf in jax.tree.leaves((params, state, xs))):
@@ -49,11 +52,11 @@ def checked(
         jax.eval_shape(lambda: run_forward(cell, params, state, xs, valid=valid))
         finite.check_states(_zero_or_nan(cell, params, state, xs, valid))
     params, state, xs = widened((params, state, xs))
-    return Arguments(params, state, xs, valid)
+    return Arguments(params, state, xs, valid, batch_shape)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _zero_or_nan(cell: Cell, params: Params, state: State, xs: Array, valid: Array | None) -> Array:
+def _zero_or_nan(cell: Cell, params: Params, state: State, xs: Any, valid: Array | None) -> Array:
     """`[T]`: 0 where the state of that step is finite, in its own type; no state is kept."""
 
     def step(state: State, inputs: tuple[Array, Array | None]) -> tuple[State, Array]:

@@ -17,6 +17,7 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.bptt import Linearization, Trajectory
 from rnn_jax.cells import Cell
+from rnn_jax.checks import batch_shape_of, num_steps_of
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.arguments import checked
 from rnn_jax.gradflow.fallback import with_fallback
@@ -52,11 +53,11 @@ def prepare(
     lengths: Array | None,
 ) -> Prepared:
     """Arguments checked, the cell run forward, the losses differentiated; errors of both."""
-    params, state, xs, valid = checked(cell, params, state, xs, lengths)
-    check_losses(step_losses, state, xs.shape[0], valid)
+    params, state, xs, valid, batch_shape = checked(cell, params, state, xs, lengths)
+    check_losses(step_losses, state, num_steps_of(xs), valid)
     trajectory = _forward(cell, params, state, xs, valid=valid)
     finite.check_states(trajectory.states)
-    immediate = immediate_gradients(step_losses, trajectory.states, xs.shape[1:-1], valid)
+    immediate = immediate_gradients(step_losses, trajectory.states, batch_shape, valid)
     return Prepared(params, trajectory, immediate)
 
 
@@ -80,7 +81,7 @@ def scan_adjoints(
 
     `immediate` is e_t, leaves `[T, B, H]`, or e_T alone, leaves `[B, H]`.
     """
-    batch_ndim = trajectory.xs.ndim - 2
+    batch_ndim = len(batch_shape_of(cell, params, trajectory.initial, trajectory.xs))
     linearization = bptt.linearize(cell, params, trajectory)
     start = zero_scaled(trajectory.initial, batch_ndim)
     leaf, state_leaf = jax.tree.leaves(immediate)[0], jax.tree.leaves(trajectory.states)[0]

@@ -11,7 +11,7 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.bptt import Linearization
 from rnn_jax.cells import Cell
-from rnn_jax.checks import check_fit
+from rnn_jax.checks import batch_shape_of, check_fit, num_steps_of
 from rnn_jax.gradflow.backward import prepare
 from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.losses import LastStep, Losses
@@ -66,14 +66,15 @@ def credit_matrix(
             "state_gradients"
         )
     xs = check_fit(cell, params, state, xs)
-    num_steps = xs.shape[0]
+    num_steps = num_steps_of(xs)
+    batch_ndim = len(batch_shape_of(cell, params, state, xs))
     rows = math.ceil(num_steps / 4) if max_rows is None else max_rows
     if rows < 1:
         raise ValueError(f"max_rows is {max_rows}; give at least 1")
     params, trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
     linearization = bptt.linearize(cell, params, trajectory)
     valid = trajectory.valid
-    logs = _row_logs(linearization, immediate, valid, xs.ndim - 2, rows)
+    logs = _row_logs(linearization, immediate, valid, batch_ndim, rows)
     return _log_root_mean_square(logs.reshape(num_steps, num_steps, -1))
 
 

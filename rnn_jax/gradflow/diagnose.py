@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax.cells import Cell
+from rnn_jax.checks import num_steps_of
 from rnn_jax.gradflow.arguments import checked
 from rnn_jax.gradflow.jacobians import lyapunov_spectrum
 from rnn_jax.gradflow.losses import Losses, check_losses, with_batch_axis
@@ -165,21 +166,24 @@ def diagnose(
             "cells.backward with params.backward on the reversed sequence"
         )
     check_outcome(outcome)
-    params, state, xs, valid = checked(cell, params, state, xs, lengths)
-    if xs.ndim == 2:
+    params, state, xs, valid, batch_shape = checked(cell, params, state, xs, lengths)
+    if not batch_shape:
         # Before the batch axis is added, so that an index named is one of the user's.
-        check_losses(step_losses, state, xs.shape[0], valid)
-        state, xs = jax.tree.map(lambda s: s[None], state), xs[:, None]
+        check_losses(step_losses, state, num_steps_of(xs), valid)
+        state = jax.tree.map(lambda s: s[None], state)
+        xs = jax.tree.map(lambda x: x[:, None], xs)
         step_losses = with_batch_axis(step_losses)
         lengths = None if lengths is None else jnp.reshape(lengths, (1,))
-    if xs.ndim != 3:
-        raise ValueError(f"xs has shape {xs.shape}, but [T, B, D] or [T, D] is wanted")
+    if len(batch_shape) > 1:
+        raise ValueError(f"the batch has shape {batch_shape}, but xs [T, B, D] or [T, D] is wanted")
     network = Network(cell, params, state, xs, step_losses, lengths)
     found = measure(network)
     num_steps = found.num_steps
     # The steps that every example has: past its length an example's state stays where it is.
     common = num_steps if lengths is None else int(np.min(np.asarray(lengths)))
-    exponent = _exponents(cell, params, state, xs[:common], 1, common // 5)[0]
+    exponent = _exponents(
+        cell, params, state, jax.tree.map(lambda x: x[:common], xs), 1, common // 5
+    )[0]
     left_out = math.nan
     if found.verdict == "vanishing":
         left_out = parameter_gradient(network, max(1, int(found.horizon))).left_out

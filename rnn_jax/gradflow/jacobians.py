@@ -5,19 +5,18 @@ floats can hold. It is kept as Q R, with R triangular and the size of each of it
 """
 
 import functools
-import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
 
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
-from rnn_jax.checks import check_fit
-from rnn_jax.decompositions import log_singular_values, qr
+from rnn_jax.checks import check_fit, num_steps_of
+from rnn_jax.decompositions import QR, log_singular_values, qr
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.arguments import checked
 from rnn_jax.gradflow.fallback import with_fallback
@@ -32,7 +31,7 @@ from rnn_jax.gradflow.scaled import (
     rescale,
     scaled_log,
 )
-from rnn_jax.norms import state_norm
+from rnn_jax.norms import flat_examples, state_norm
 from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import run_forward
 
@@ -65,8 +64,7 @@ def jacobian_product(cell: Cell, params: Params, state: State, xs: Array) -> Arr
     >>> bool(jnp.allclose(logs, 400 * jnp.log(0.5), rtol=1e-5))
     True
     """
-    params, previous, xs = _trajectory(cell, params, state, xs)
-    return _mean_over_batch(_log_singular_values, cell, params, previous, xs)
+    return _mean_over_batch(_log_singular_values, cell, _trajectory(cell, params, state, xs))
 
 
 def lyapunov_spectrum(
@@ -114,131 +112,139 @@ def lyapunov_spectrum(
     '0.69'
     """
     xs = check_fit(cell, params, state, xs)
-    num_steps = xs.shape[0]
+    num_steps = num_steps_of(xs)
     if not 0 <= burn_in < num_steps:
         raise ValueError(f"burn_in is {burn_in}; with {num_steps} steps give 0..{num_steps - 1}")
     if not 1 <= qr_every <= num_steps:
         raise ValueError(f"qr_every is {qr_every}; with {num_steps} steps give 1..{num_steps}")
-    params, previous, xs = _trajectory(cell, params, state, xs)
-    size = sum(leaf.size for leaf in jax.tree.leaves(state)) // max(1, math.prod(xs.shape[1:-1]))
+    run = _trajectory(cell, params, state, xs)
+    size = run.flat.shape[1]
     count = size if num_exponents is None else num_exponents
     if not 1 <= count <= size:
         raise ValueError(
             f"num_exponents is {num_exponents}, but the state has {size} numbers: give 1..{size}"
         )
     spectrum = functools.partial(_spectrum, count=count, burn_in=burn_in, qr_every=qr_every)
-    return _mean_over_batch(spectrum, cell, params, previous, xs)
+    return _mean_over_batch(spectrum, cell, run)
 
 
-def _trajectory(cell: Cell, params: Params, state: State, xs: Array) -> tuple[Params, State, Array]:
-    """The parameters, s_0..s_{T-1}, leaves `[T, B, H]`, and xs, all in float32 at least."""
-    params, state, xs, _ = checked(cell, params, state, xs)
+class _Run(NamedTuple):
+    """What each Jacobian of a trajectory is taken at; E is the number of examples.
+
+    Attributes:
+        params: the cell's parameters, in float32 at least.
+        previous: s_0..s_{T-1}, leaves `[T, B, H]`.
+        xs: `[T, B, D]`.
+        flat: s_0, `[E, N]`.
+        restore: `[E, N]` -> a state, leaves `[B, H]`.
+        batch_ndim: number of axes of B.
+    """
+
+    params: Params
+    previous: State
+    xs: Any
+    flat: Array
+    restore: Callable[[Array], State]
+    batch_ndim: int
+
+
+def _trajectory(cell: Cell, params: Params, state: State, xs: Any) -> _Run:
+    params, state, xs, _, batch_shape = checked(cell, params, state, xs)
     # A plain scan, so that derivatives of any order and mode go through.
     run = run_forward(cell._replace(affine=None), params, state, xs)
     finite.check_states(run.states)
-    return params, bptt.previous_states(run), xs
+    flat, restore = flat_examples(state, len(batch_shape))
+    return _Run(params, bptt.previous_states(run), xs, flat, restore, len(batch_shape))
 
 
-def _mean_over_batch(
-    measure: Callable[..., tuple[Array, Array]],
-    cell: Cell,
-    params: Params,
-    previous: State,
-    xs: Array,
-) -> Array:
+def _mean_over_batch(measure: Callable[..., tuple[Array, Array]], cell: Cell, run: _Run) -> Array:
     """Mean over the batch of what `measure` finds for each example.
 
-    `measure` is `(cell, params, s_0..s_{T-1}, xs, careful) -> (result, whether it held)`.
+    `measure` is `(cell, run, careful) -> (results [E, k], whether they held)`.
     """
-    batch_shape = xs.shape[1:-1]
 
-    def flat(leaf: Array) -> Array:
-        units = leaf.shape[1 + len(batch_shape) :]
-        return leaf.reshape(leaf.shape[0], math.prod(batch_shape), *units)
+    def mean(careful: bool) -> tuple[Array, Array]:
+        results, held = measure(cell, run, careful=careful)
+        return jnp.mean(results, axis=0), held
 
-    examples = jax.tree.map(flat, (previous, xs))
-
-    def run(careful: bool) -> tuple[Array, Array]:
-        results, held = jax.vmap(
-            lambda s, x: measure(cell, params, s, x, careful=careful), in_axes=1
-        )(*examples)
-        return jnp.mean(results, axis=0), jnp.all(held)
-
-    return with_fallback(lambda: run(careful=False), lambda: run(careful=True)[0])
+    return with_fallback(lambda: mean(careful=False), lambda: mean(careful=True)[0])
 
 
-def _push(
-    cell: Cell, params: Params, previous: State, x: Array, vectors: Scaled, careful: bool
-) -> Scaled:
-    """J_t times each row of `vectors`, `[k, N]`, each at a scale of its own."""
-    _, unravel = ravel_pytree(previous)
-    _, jvp = jax.linearize(lambda state: cell.step(params, state, x), previous)
-    return apply(jax.vmap(lambda v: ravel_pytree(jvp(unravel(v)))[0]), vectors, careful)
+def _push(cell: Cell, run: _Run, previous: State, x: Any, vectors: Scaled, careful: bool) -> Scaled:
+    """J_t times each row of `vectors`, `[E, k, N]`, each at a scale of its own."""
+    _, jvp = jax.linearize(lambda state: cell.step(run.params, state, x), previous)
+
+    def product(v: Array) -> Array:
+        return flat_examples(jvp(run.restore(v)), run.batch_ndim)[0]
+
+    return apply(jax.vmap(product, in_axes=1, out_axes=1), vectors, careful)
 
 
-def _pull(
-    cell: Cell, params: Params, previous: State, x: Array, vectors: Scaled, careful: bool
-) -> Scaled:
-    """J_t^T times each row of `vectors`, `[k, N]`, each at a scale of its own."""
-    _, unravel = ravel_pytree(previous)
-    _, vjp = jax.vjp(lambda state: cell.step(params, state, x), previous)
-    return apply(jax.vmap(lambda v: ravel_pytree(vjp(unravel(v))[0])[0]), vectors, careful)
+def _pull(cell: Cell, run: _Run, previous: State, x: Any, vectors: Scaled, careful: bool) -> Scaled:
+    """J_t^T times each row of `vectors`, `[E, k, N]`, each at a scale of its own."""
+    _, vjp = jax.vjp(lambda state: cell.step(run.params, state, x), previous)
+
+    def product(v: Array) -> Array:
+        return flat_examples(vjp(run.restore(v))[0], run.batch_ndim)[0]
+
+    return apply(jax.vmap(product, in_axes=1, out_axes=1), vectors, careful)
 
 
 LARGEST_TRACED_FRAME = 1024
 """Units of a state whose frame is made while the program is traced."""
 
 
-def _random_frame(previous: State, count: int | None = None) -> Array:
-    """Orthonormal `[N, k]`: the identity's columns may lie in invariant subspaces for good.
+def _random_frame(run: _Run, count: int | None = None) -> Array:
+    """Orthonormal `[E, N, k]`: the identity's columns may lie in invariant subspaces for good.
 
     It depends on no argument, so that NumPy makes it while the program is traced, where it is
     small: to trace a large program must not take its memory.
     """
-    flat, _ = ravel_pytree(jax.tree.map(lambda s: s[0], previous))
-    if flat.size > LARGEST_TRACED_FRAME:
-        normal = jax.random.normal(jax.random.key(0), (flat.size, flat.size), flat.dtype)
-        return qr(normal[:, :count]).Q
-    with jax.ensure_compile_time_eval():
-        normal = jax.random.normal(jax.random.key(0), (flat.size, flat.size), flat.dtype)
-        frame, triangle = np.linalg.qr(np.asarray(normal[:, :count]))
-    return jnp.asarray(frame * np.sign(np.diagonal(triangle)), flat.dtype)
+    size, dtype = run.flat.shape[1], run.flat.dtype
+    if size > LARGEST_TRACED_FRAME:
+        normal = jax.random.normal(jax.random.key(0), (size, size), dtype)
+        frame = qr(normal[:, :count]).Q
+    else:
+        with jax.ensure_compile_time_eval():
+            normal = jax.random.normal(jax.random.key(0), (size, size), dtype)
+            values, triangle = np.linalg.qr(np.asarray(normal[:, :count]))
+        frame = jnp.asarray(values * np.sign(np.diagonal(triangle)), dtype)
+    # Of every example the same, and where its state is.
+    return jax.vmap(lambda state: frame + jnp.zeros_like(state[0]))(run.flat)
 
 
 def _columns(frame: Array) -> Scaled:
-    """The columns of `[N, k]` as scaled vectors `[k, N]`."""
-    return rescale(frame.T, jnp.zeros(frame.shape[1], jnp.int32))
+    """The columns of `[E, N, k]` as scaled vectors `[E, k, N]`."""
+    vectors = jnp.swapaxes(frame, 1, 2)
+    return rescale(vectors, jnp.zeros_like(vectors[..., 0], jnp.int32))
+
+
+def _frame_of(vectors: Scaled) -> QR:
+    """The vectors made orthonormal again, columns of Q `[E, N, k]`."""
+    return jax.vmap(qr)(jnp.swapaxes(vectors.value, 1, 2))
 
 
 def _spectrum(
-    cell: Cell,
-    params: Params,
-    previous: State,
-    xs: Array,
-    *,
-    count: int,
-    burn_in: int,
-    qr_every: int,
-    careful: bool,
+    cell: Cell, run: _Run, *, count: int, burn_in: int, qr_every: int, careful: bool
 ) -> tuple[Array, Array]:
-    """Exponents `[k]` of one example's trajectory, and whether the products held."""
-    frame = _random_frame(previous, count)
-    dtype = frame.dtype
+    """Exponents `[E, k]` of the examples' trajectories, and whether the products held."""
+    frame = _random_frame(run, count)
+    num_steps = num_steps_of(run.xs)
 
-    def steps(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, tuple[Array, Array]]:
-        def push(vectors: Scaled, step: tuple[State, Array]) -> tuple[Scaled, Array]:
-            vectors = _push(cell, params, *step, vectors, careful)
+    def steps(frame: Array, inputs: tuple[State, Any]) -> tuple[Array, tuple[Array, Array]]:
+        def push(vectors: Scaled, step: tuple[State, Any]) -> tuple[Scaled, Array]:
+            vectors = _push(cell, run, *step, vectors, careful)
             return vectors, is_finite(vectors)
 
         vectors, held = lax.scan(push, _columns(frame), inputs)
         # A column's scale goes through to its entry of the diagonal.
-        frame, triangle = qr(vectors.value.T)
-        growth = scaled_log(jnp.abs(jnp.diagonal(triangle)), vectors.exponent)
-        return frame, (growth, jnp.all(held))
+        frame, triangle = _frame_of(vectors)
+        diagonal = jnp.abs(jnp.diagonal(triangle, axis1=1, axis2=2))
+        return frame, (scaled_log(diagonal, vectors.exponent), jnp.all(held))
 
     def grow(frame: Array, start: int, stop: int) -> tuple[Array, Array, Array]:
         """The frame after steps start..stop, the sum of its logarithmic growth, if all held."""
-        total, all_held = jnp.zeros(count, dtype), jnp.ones((), bool)
+        total, all_held = jnp.zeros_like(frame[:, 0]), jnp.ones((), bool)
         whole = (stop - start) // qr_every
         for first, blocks, length in (
             (start, whole, qr_every),
@@ -249,40 +255,38 @@ def _spectrum(
                     lambda a, f=first, b=blocks, n=length: a[f : f + b * n].reshape(
                         b, n, *a.shape[1:]
                     ),
-                    (previous, xs),
+                    (run.previous, run.xs),
                 )
                 frame, (growth, held) = lax.scan(steps, frame, part)
                 total, all_held = total + jnp.sum(growth, axis=0), all_held & jnp.all(held)
         return frame, total, all_held
 
     frame, _, first_held = grow(frame, 0, burn_in)
-    _, total, held = grow(frame, burn_in, xs.shape[0])
-    return -jnp.sort(-total / (xs.shape[0] - burn_in)), first_held & held
+    _, total, held = grow(frame, burn_in, num_steps)
+    return -jnp.sort(-total / (num_steps - burn_in)), first_held & held
 
 
-def _log_singular_values(
-    cell: Cell, params: Params, previous: State, xs: Array, *, careful: bool
-) -> tuple[Array, Array]:
-    """ln singular values `[N]` of one example's J_T ... J_1, and whether the products held."""
-    frame = _random_frame(previous)
-    size = frame.shape[0]
+def _log_singular_values(cell: Cell, run: _Run, *, careful: bool) -> tuple[Array, Array]:
+    """ln singular values `[E, N]` of each example's J_T ... J_1, and whether the products held."""
+    frame = _random_frame(run)
+    steps = (run.previous, run.xs)
 
     def forward(
-        frame: Array, inputs: tuple[State, Array]
+        frame: Array, inputs: tuple[State, Any]
     ) -> tuple[Array, tuple[Array, Array, Array]]:
-        vectors = _push(cell, params, *inputs, _columns(frame), careful)
-        frame, triangle = qr(vectors.value.T)
+        vectors = _push(cell, run, *inputs, _columns(frame), careful)
+        frame, triangle = _frame_of(vectors)
         return frame, (triangle, vectors.exponent, is_finite(vectors))
 
-    def backward(frame: Array, inputs: tuple[State, Array]) -> tuple[Array, Array]:
-        vectors = _pull(cell, params, *inputs, _columns(frame), careful)
-        return qr(vectors.value.T).Q, is_finite(vectors)
+    def backward(frame: Array, inputs: tuple[State, Any]) -> tuple[Array, Array]:
+        vectors = _pull(cell, run, *inputs, _columns(frame), careful)
+        return _frame_of(vectors).Q, is_finite(vectors)
 
     # There and back the frame turns to the product's right singular vectors, in falling order of
     # their values. From then on no triangle mixes a small row into a large one's rounding error.
-    frame, _ = lax.scan(forward, frame, (previous, xs))
-    frame, held_back = lax.scan(backward, frame, (previous, xs), reverse=True)
-    _, (triangles, exponents, held) = lax.scan(forward, frame, (previous, xs))
+    frame, _ = lax.scan(forward, frame, steps)
+    frame, held_back = lax.scan(backward, frame, steps, reverse=True)
+    _, (triangles, exponents, held) = lax.scan(forward, frame, steps)
 
     def multiply(rows: Scaled, step: tuple[Array, Array]) -> tuple[Scaled, None]:
         triangle, exponent = step
@@ -290,12 +294,16 @@ def _log_singular_values(
         exponent = jnp.where(is_zero(exponent), 0, exponent)
         return _multiply_triangles(triangle, Scaled(rows.value, rows.exponent + exponent)), None
 
-    start = rescale(jnp.eye(size, dtype=frame.dtype), jnp.zeros(size, jnp.int32))
-    rows, _ = lax.scan(multiply, start, (triangles, exponents))
-    norms = state_norm(rows.value, 1)
-    safe = jnp.where(norms > 0, norms, 1)
-    units = rows.value / jnp.broadcast_to(safe[:, None], rows.value.shape)
-    values = log_singular_values(units, scaled_log(norms, rows.exponent))
+    def of_example(triangles: Array, exponents: Array) -> Array:
+        size = triangles.shape[-1]
+        start = rescale(jnp.eye(size, dtype=triangles.dtype), jnp.zeros(size, jnp.int32))
+        rows, _ = lax.scan(multiply, start, (triangles, exponents))
+        norms = state_norm(rows.value, 1)
+        safe = jnp.where(norms > 0, norms, 1)
+        units = rows.value / jnp.broadcast_to(safe[:, None], rows.value.shape)
+        return log_singular_values(units, scaled_log(norms, rows.exponent))
+
+    values = jax.vmap(of_example, in_axes=1)(triangles, exponents)
     return values, jnp.all(held_back) & jnp.all(held)
 
 

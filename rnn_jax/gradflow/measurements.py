@@ -11,6 +11,7 @@ import numpy as np
 from rnn_jax import bptt
 from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
+from rnn_jax.checks import num_steps_of
 from rnn_jax.gradflow.backward import prepare, scan_adjoints
 from rnn_jax.gradflow.losses import LastStep, Losses
 from rnn_jax.gradflow.profile import (
@@ -35,7 +36,7 @@ class Network(NamedTuple):
         cell: any `Cell`.
         params: its parameters.
         state: s_0, leaves `[B, H]`.
-        xs: `[T, B, D]`.
+        xs: `[T, B, D]`, or a pytree of arrays `[T, ...]`.
         step_losses: `states -> [T, B]`, a `LastStep` or an `Immediate`.
         lengths: `[B]`, or None.
     """
@@ -43,7 +44,7 @@ class Network(NamedTuple):
     cell: Cell
     params: Params
     state: State
-    xs: Array
+    xs: Any
     step_losses: Losses
     lengths: Array | None = None
 
@@ -107,11 +108,11 @@ def measure(network: Network) -> Measurements:
         fit_steps=(len(profile) - fit.last, len(profile) - fit.first),
         horizon=0.0 if verdict == "dead" else memory_horizon(profile, fit),
         saturation=saturated,
-        num_steps=network.xs.shape[0],
+        num_steps=num_steps_of(network.xs),
         switches=switches,
         peak=float(max(highest.max(), 0.0)),
         excursion=float(np.nanmax(np.abs(shares), initial=0.0)),
-        tenfold=int(grown[0]) if grown.size else network.xs.shape[0],
+        tenfold=int(grown[0]) if grown.size else num_steps_of(network.xs),
         silent=bool(np.isneginf(profile[0]).all()),
     )
 
@@ -144,7 +145,7 @@ def parameter_gradient(network: Network, window: int) -> ParameterGradient:
     if not jax.tree.leaves(network.params):
         return ParameterGradient(-math.inf, -math.inf, math.nan)
     trajectory, immediate, last = from_last_loss(network)
-    lag = np.asarray(last)[None] - np.arange(network.xs.shape[0])[:, None]
+    lag = np.asarray(last)[None] - np.arange(num_steps_of(network.xs))[:, None]
     logs = _window_norms(
         network.cell, network.params, trajectory, immediate, jnp.asarray(lag < window)
     )
@@ -177,7 +178,7 @@ def from_last_loss(network: Network) -> tuple[Trajectory, State, Array]:
     """The forward run; e_t of each example's last loss alone; that loss's step, `[B]`."""
     cell, params, state, xs, step_losses, lengths = network
     _, trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
-    num_steps, batch_size = xs.shape[:2]
+    num_steps, batch_size = num_steps_of(xs), jax.tree.leaves(state)[0].shape[0]
     valid = trajectory.valid
     if isinstance(step_losses, LastStep):
         last = jnp.full(batch_size, num_steps - 1)

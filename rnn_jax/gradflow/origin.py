@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from rnn_jax.cells import Cell
-from rnn_jax.checks import check_fit
+from rnn_jax.checks import batch_shape_of, check_fit, num_steps_of
 from rnn_jax.gradflow.finite import first_nonfinite, first_step
 from rnn_jax.gradflow.losses import (
     Immediate,
@@ -64,9 +64,9 @@ def origin_of_nonfinite(
         ValueError: shapes that do not fit.
     """
     xs = check_fit(cell, params, state, xs)
-    num_steps, batch_shape = xs.shape[0], xs.shape[1:-1]
+    num_steps, batch_shape = num_steps_of(xs), batch_shape_of(cell, params, state, xs)
     check_kind(step_losses, state, num_steps)
-    valid = None if lengths is None else valid_steps(lengths, xs)
+    valid = None if lengths is None else valid_steps(lengths, xs, batch_shape)
     xs = fill_padding(xs, valid)
     for name, tree in (("xs", xs), ("state", state), ("params", params)):
         if where := first_nonfinite(tree):

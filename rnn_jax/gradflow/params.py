@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rnn_jax.bptt import Trajectory, preactivation_cotangents, previous_states
+from rnn_jax.bptt import Trajectory, preactivation_cotangents, previous_states, where_valid
 from rnn_jax.cells import Cell
+from rnn_jax.checks import batch_shape_of
 from rnn_jax.gradflow.backward import prepare, scan_adjoints
 from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.losses import Losses
@@ -62,7 +63,7 @@ def parameter_terms(
         return summand_logs(cell, params, trajectory, adjoints, careful)
 
     logs = with_fallback(lambda: run(careful=False), lambda: run(careful=True)[0])
-    batch_size = math.prod(trajectory.xs.shape[1:-1])
+    batch_size = math.prod(batch_shape_of(cell, params, trajectory.initial, trajectory.xs))
     return jax.tree.map(lambda log: log - math.log(batch_size), logs)
 
 
@@ -165,26 +166,39 @@ def _logs_by_gradients(
         held = [is_finite(leaf) & (~quiet | (leaf.exponent > lowest)) for leaf in _scaled(total)]
         return _logs(total), jnp.all(jnp.stack(held))
 
-    def one_by_one(step: tuple[State, Array, Scaled]) -> tuple[Params, Array]:
-        def of_example(state: State, x: Array, adjoint: Scaled) -> Params:
-            def choose(large: Array, small: Array) -> Scaled:
-                held = jnp.all(jnp.isfinite(large))
-                power = jnp.where(held, high, -high).astype(jnp.int32)
-                return rescale(jnp.where(held, large, small), adjoint.exponent - power)
+    def of_one(state: State, x: Any, value: State, exponent: Array) -> Params:
+        """The gradient from an adjoint with one exponent for all that is in it."""
 
-            power = jnp.full_like(adjoint.exponent, high)
-            return jax.tree.map(
-                choose,
-                gradient(state, x, times_power(adjoint.value, power)),
-                gradient(state, x, times_power(adjoint.value, -power)),
-            )
+        def choose(large: Array, small: Array) -> Scaled:
+            held = jnp.all(jnp.isfinite(large))
+            power = jnp.where(held, high, -high).astype(jnp.int32)
+            return rescale(jnp.where(held, large, small), exponent - power)
 
+        scales = jnp.asarray([2.0**high, 2.0**-high], limits.dtype)
+        scaled = [jax.tree.map(lambda v, s=s: v * s, value) for s in scales]
+        return jax.tree.map(choose, *(gradient(state, x, v) for v in scaled))
+
+    def one_by_one(step: tuple[State, Any, Scaled]) -> tuple[Params, Array]:
         def add_up(leaf: Scaled) -> Scaled:
             common = jnp.max(leaf.exponent)
             shift = leaf.exponent - jnp.broadcast_to(common, leaf.exponent.shape)
             return rescale(jnp.sum(times_power(leaf.value, shift), axis=0), common)
 
-        examples = jax.vmap(of_example)(*step)
+        state, x, (value, exponent) = step
+        if alone:
+            examples = jax.vmap(of_one)(state, x, value, exponent)
+        else:
+            # A step of the whole batch, of which one example's adjoint is not zero.
+            nothing = jax.tree.map(jnp.zeros_like, value)
+            examples = lax.map(
+                lambda n: of_one(
+                    state,
+                    x,
+                    where_valid(numbers == n, value, nothing),
+                    jnp.max(jnp.where(numbers == n, exponent, 2 * NO_EXPONENT)),
+                ),
+                jnp.arange(count),
+            )
         total = jax.tree.map(add_up, examples, is_leaf=lambda tree: isinstance(tree, Scaled))
         return _logs(total), jnp.ones((), bool)
 
@@ -194,9 +208,28 @@ def _logs_by_gradients(
         return logs, jnp.all(held)
     axes = adjoints.exponent.ndim
     count = math.prod(adjoints.exponent.shape[1:])
-    flat = jax.tree.map(lambda a: a.reshape(a.shape[0], count, *a.shape[axes:]), steps)
-    logs, held = lax.map(jax.checkpoint(one_by_one), flat)
+    numbers = jnp.arange(count).reshape(adjoints.exponent.shape[1:])
+    alone = _takes_one_example(cell, params, steps, axes)
+    if alone:
+        steps = jax.tree.map(lambda a: a.reshape(a.shape[0], count, *a.shape[axes:]), steps)
+    logs, held = lax.map(jax.checkpoint(one_by_one), steps)
     return logs, jnp.all(held)
+
+
+def _takes_one_example(cell: Cell, params: Params, steps: Any, axes: int) -> bool:
+    """Whether the cell steps from one example's state; one found in a model has its batch."""
+    if not isinstance(steps[1], jax.Array):
+        return False
+
+    def first(leaf: Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype)
+
+    state, x = jax.tree.map(first, steps[:2])
+    try:
+        new = jax.eval_shape(cell.step, params, state, x)
+    except (TypeError, ValueError):
+        return False
+    return jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
 
 
 def _scaled(tree: Params) -> list[Scaled]:

@@ -11,6 +11,7 @@ from jax import lax
 from rnn_jax import bptt
 from rnn_jax.bptt import Trajectory
 from rnn_jax.cells import Cell
+from rnn_jax.checks import num_steps_of
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.arguments import checked
 from rnn_jax.gradflow.backward import adjoint_step, zero_scaled
@@ -38,8 +39,8 @@ def segmented(
     measure: Callable[[Scaled], Any],
 ) -> Array:
     """Nested checkpointing: only the states between segments are kept on the way forward."""
-    params, state, xs, valid = checked(cell, params, state, xs, lengths)
-    num_steps = xs.shape[0]
+    params, state, xs, valid, batch_shape = checked(cell, params, state, xs, lengths)
+    num_steps = num_steps_of(xs)
     check_losses(step_losses, state, num_steps, valid)
     if not isinstance(step_losses, LastStep | Immediate):
         raise ValueError(
@@ -89,9 +90,9 @@ def segmented(
             start, inputs = jax.tree.map(lambda a, i=index: a[i], (starts, rest))
             before = head + index * segment_length
             finite.check_states(forward(start, inputs).states, before, num_steps)
-    adjoint_now = zero_scaled(final, xs.ndim - 2)
+    adjoint_now = zero_scaled(final, len(batch_shape))
     if isinstance(step_losses, LastStep):
-        last = last_immediate(step_losses, final, xs.shape[1:-1])
+        last = last_immediate(step_losses, final, batch_shape)
         adjoint_now = rescale(last, jnp.zeros_like(adjoint_now.exponent))
 
     def run(careful: bool) -> tuple[Any, Array]:

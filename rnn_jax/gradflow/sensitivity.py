@@ -6,6 +6,7 @@ networks: vanishing and exploding gradients are not the end of the story", 2024)
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,11 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from rnn_jax.bptt import where_valid
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow.arguments import checked
-from rnn_jax.gradflow.scaled import Scaled, add, apply, norm_over, rescale, to_float
-from rnn_jax.norms import state_norm
+from rnn_jax.gradflow.scaled import Scaled, add, apply, headroom, norm_over, rescale, to_float
+from rnn_jax.norms import flat_examples, state_norm
 from rnn_jax.types import Array, Params, State
 
 
@@ -43,40 +45,37 @@ def parameter_sensitivity(cell: Cell, params: Params, state: State, xs: Array) -
     Differentiable; where a norm is exactly 0 (that of ds_1/dW if s_0 is 0) its derivative is 0,
     which is right for whatever leaves it there.
     """
-    params, state, xs, _ = checked(cell, params, state, xs)
+    params, state, xs, _, batch_shape = checked(cell, params, state, xs)
+    batch_ndim = len(batch_shape)
     theta, unravel = ravel_pytree(params)
-    size = theta.size
-    each = jnp.eye(size, dtype=theta.dtype)
+    start, restore = flat_examples(state, batch_ndim)
+    count, high = start.shape[0], headroom(start.dtype)
 
-    def norms(initial: State, xs: Array) -> Params:
-        """Norms of one example as scaled numbers, value and exponent `[T]`."""
-        start, unravel_state = ravel_pytree(initial)
+    def step(state: Array, theta: Array, x: Any) -> Array:
+        return flat_examples(cell.step(unravel(theta), restore(state), x), batch_ndim)[0]
 
-        def step(state: Array, theta: Array, x: Array) -> Array:
-            return ravel_pytree(cell.step(unravel(theta), unravel_state(state), x))[0]
+    def body(carry: tuple[Array, Scaled], x: Any) -> tuple[tuple[Array, Scaled], Params]:
+        state, sensitivity = carry
+        new, change = jax.linearize(lambda state, theta: step(state, theta, x), state, theta)
+        through_state = apply(
+            jax.vmap(lambda v: change(v, jnp.zeros_like(theta))), sensitivity, careful=True
+        )
 
-        def body(carry: tuple[Array, Scaled], x: Array) -> tuple[tuple[Array, Scaled], Params]:
-            state, sensitivity = carry
-            new, change = jax.linearize(lambda state, theta: step(state, theta, x), state, theta)
-            through_state = apply(
-                jax.vmap(lambda v: change(v, jnp.zeros_like(theta))), sensitivity, careful=True
-            )
-            direct = apply(
-                jax.vmap(lambda v: change(jnp.zeros_like(state), v)),
-                Scaled(each, jnp.zeros(size, jnp.int32)),
-                careful=True,
-            )
-            sensitivity = rescale(*add(through_state, direct))
-            return (new, sensitivity), _by_parameter(sensitivity, params)
+        def direct_part(scale: float) -> Array:
+            each = scale * jnp.eye(theta.size, dtype=theta.dtype)
+            return jax.vmap(lambda v: change(jnp.zeros_like(state), v))(each)
 
-        # Row p is ds_t/dtheta_p, at a scale of its own.
-        nothing = rescale(jnp.zeros((size, start.size), start.dtype), jnp.zeros(size, jnp.int32))
-        return lax.scan(body, (start, nothing), xs)[1]
+        # As in `scaled.apply`: first made large, and small where that overflows.
+        large, small = direct_part(2.0**high), direct_part(2.0**-high)
+        held = jnp.all(jnp.isfinite(large), axis=-1)
+        direct = rescale(where_valid(held, large, small), jnp.where(held, -high, high))
+        sensitivity = rescale(*add(through_state, direct))
+        return (new, sensitivity), _by_parameter(sensitivity, params)
 
-    count, batch_ndim = math.prod(xs.shape[1:-1]), xs.ndim - 2
-    states = jax.tree.map(lambda s: s.reshape(count, *s.shape[batch_ndim:]), state)
-    inputs = xs.reshape(xs.shape[0], count, xs.shape[-1])
-    of_batch = jax.vmap(norms, in_axes=(0, 1), out_axes=1)(states, inputs)
+    # Row p is ds_t/dtheta_p of each example, at a scale of its own.
+    nothing = jax.vmap(lambda _: jnp.zeros_like(start))(theta)
+    first = rescale(nothing, jnp.zeros_like(nothing[..., 0], jnp.int32))
+    of_batch = lax.scan(body, (start, first), xs)[1]
 
     def root_mean_square(norm: Scaled) -> Array:
         total = norm_over(norm, axis=1)
@@ -89,7 +88,7 @@ def _by_parameter(sensitivity: Scaled, params: Params) -> Params:
     """Norms of the rows that belong to each parameter, a pytree like params of scaled numbers."""
     leaves, tree = jax.tree.flatten(params)
     ends = np.cumsum([leaf.size for leaf in leaves])
-    rows = Scaled(state_norm(sensitivity.value, 1), sensitivity.exponent)
+    rows = Scaled(state_norm(sensitivity.value, 2), sensitivity.exponent)
     parts = [
         jax.tree.map(lambda a, s=end - leaf.size, e=end: a[s:e], rows)
         for leaf, end in zip(leaves, ends, strict=True)

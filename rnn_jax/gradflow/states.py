@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax.cells import Cell
-from rnn_jax.checks import check_fit
+from rnn_jax.checks import batch_shape_of, check_fit, num_steps_of
 from rnn_jax.gradflow import finite
 from rnn_jax.gradflow.backward import prepare, scan_adjoints
 from rnn_jax.gradflow.losses import Immediate, LastStep, Losses, loss_values
@@ -58,7 +58,8 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array] | LastStep) -> Call
         params: Params, state: State, xs: Array, *args: Any, lengths: Array | None = None
     ) -> tuple[Array, Params, State]:
         inputs = check_fit(cell, params, state, xs)
-        valid = None if lengths is None else valid_steps(lengths, inputs)
+        batch_shape, num_steps = batch_shape_of(cell, params, state, inputs), num_steps_of(inputs)
+        valid = None if lengths is None else valid_steps(lengths, inputs, batch_shape)
         inputs = fill_padding(inputs, valid)
         finite.check_finite(params, state, inputs)
 
@@ -68,23 +69,23 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array] | LastStep) -> Call
             )
             if isinstance(loss_fn, LastStep):
                 last = LastStep(lambda final: loss_fn.loss(final, *args))
-                return jnp.mean(loss_values(last, states, inputs.shape[1:-1]))
+                return jnp.mean(loss_values(last, states, batch_shape))
 
             def of_states(states: State) -> Array:
                 return loss_fn(states, *args)
 
             # Losses of steps do not count on padding; a scalar may read any state.
             if valid is not None and jax.eval_shape(of_states, states).ndim:
-                value = loss_values(of_states, states, inputs.shape[1:-1], valid)
+                value = loss_values(of_states, states, batch_shape, valid)
             else:
                 value = of_states(states)
             if jnp.ndim(value) == 0:
                 return value
-            finite.check_step_losses(value, inputs.shape[1:-1], inputs.shape[0])
+            finite.check_step_losses(value, batch_shape, num_steps)
             return jnp.mean(jnp.sum(value, axis=0))
 
         value, (grads, adjoints) = jax.value_and_grad(loss, (0, 1))(
-            params, zero_perturbations(state, inputs.shape[0])
+            params, zero_perturbations(state, num_steps)
         )
         if finite.is_concrete(value) and not np.isfinite(value):
             finite.check_states(unroll(cell, params, state, inputs, lengths=lengths))

@@ -10,6 +10,7 @@ from jax import lax
 
 from rnn_jax import bptt
 from rnn_jax.cells import Cell
+from rnn_jax.checks import num_steps_of
 from rnn_jax.gradflow.backward import prepare, zero_scaled
 from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.losses import LastStep, Losses, at_every_step
@@ -66,7 +67,7 @@ def truncation_bias(
     `credit_matrix` and one weight gradient a lag.
     """
     params, trajectory, immediate = prepare(cell, params, state, xs, step_losses, lengths)
-    num_steps = trajectory.xs.shape[0]
+    num_steps = num_steps_of(trajectory.xs)
     if isinstance(step_losses, LastStep):
         immediate = at_every_step(immediate, num_steps, trajectory.valid)
     chosen = jnp.asarray(np.arange(1, num_steps + 1) if windows is None else windows)
