@@ -141,8 +141,8 @@ def valid_steps(lengths: Array, xs: Any, batch_shape: tuple[int, ...] | None = N
     if lengths.shape != batch_shape or not whole:
         raise ValueError(
             f"lengths has shape {lengths.shape} and type {lengths.dtype}, but xs "
-            f"{jax.tree.map(jnp.shape, xs)} wants whole numbers of shape {batch_shape}: one length for each example, xs being "
-            "[T, B, D], time first"
+            f"{jax.tree.map(jnp.shape, xs)} wants whole numbers of shape {batch_shape}: one "
+            "length for each example, xs being [T, B, D], time first"
         )
     if not isinstance(lengths, jax.core.Tracer) and lengths.size:
         values = np.asarray(lengths)
@@ -197,10 +197,11 @@ def run_forward(
         return bptt.forward(cell, params, state, xs, perturbations, valid)
     except TypeError as error:
         shapes = jax.tree.map(jnp.shape, params)
+        x_shape = jax.tree.map(lambda x: x.shape[1:], xs)
         reason = " ".join(str(error).partition("\n---")[0].split())
         raise ValueError(
             f"the cell cannot step from a state of shape {jax.tree.map(jnp.shape, state)} with x "
-            f"of shape {jax.tree.map(lambda x: x.shape[1:], xs)} and parameters of shapes {shapes}: {reason}"
+            f"of shape {x_shape} and parameters of shapes {shapes}: {reason}"
         ) from error
 
 

@@ -181,9 +181,8 @@ def diagnose(
     num_steps = found.num_steps
     # The steps that every example has: past its length an example's state stays where it is.
     common = num_steps if lengths is None else int(np.min(np.asarray(lengths)))
-    exponent = _exponents(
-        cell, params, state, jax.tree.map(lambda x: x[:common], xs), 1, common // 5
-    )[0]
+    shared = jax.tree.map(lambda x: x[:common], xs)
+    exponent = _exponents(cell, params, state, shared, 1, common // 5)[0]
     left_out = math.nan
     if found.verdict == "vanishing":
         left_out = parameter_gradient(network, max(1, int(found.horizon))).left_out
