@@ -16,8 +16,9 @@ def skew_exponential(A: Array) -> Array:
     """exp(A) `[H, H]` of a skew-symmetric A: orthogonal, with determinant 1.
 
     Scaling and squaring: exp(A) = exp(A / 2^s)^(2^s), with 2^s above the largest row sum of |A|,
-    and the factor by its Taylor series. Each squaring doubles how far the product is from orthogonal;
-    a Newton step for the nearest orthogonal matrix takes what has come together back to rounding.
+    and the factor by its Taylor series. Each squaring doubles how far the product is from
+    orthogonal; a Newton step for the nearest orthogonal matrix takes what has come together back
+    to rounding.
 
     Source: Higham, "Functions of matrices" (2008), section 10.3 for the exponential, 8.3 for the
     Newton-Schulz step.

@@ -28,6 +28,7 @@ from experiments.training.parts import NETWORKS
 from experiments.training.programs import Layout
 from experiments.training.store import CheckpointOptions
 from rnn_jax import objectives, sharding, training
+from rnn_jax.cells.registry import CELLS
 from rnn_jax.io import records
 from rnn_jax.training import optim
 
@@ -221,6 +222,26 @@ def test_every_cure_trains(cure):
         assert 0 in schedule.intervene_at
         flossed = jax.eval_shape(algorithm.intervene, state, key)
         assert jax.tree.structure(flossed) == jax.tree.structure(state)
+
+
+NEW_CELLS = sorted(CELLS.keys() - {"elman", "leaky", "layer_norm", "lstm", "gru"})
+
+
+def test_every_cell_of_the_literature_is_a_cure():
+    assert [name for name in NEW_CELLS if PRESETS[name].settings["cell"] != name] == []
+
+
+@pytest.mark.parametrize(
+    "cures", ["lru", pytest.param(",".join(NEW_CELLS), marks=pytest.mark.slow)]
+)
+def test_cells_of_the_literature_are_trained_and_compared(tmp_path, cures):
+    rows = memory.run(
+        dataclasses.replace(SMALL, cures=cures, learning_rate="0.01", workdir=str(tmp_path / "run"))
+    )
+    assert {row["cure"] for row in rows} == set(cures.split(","))
+    assert all(math.isfinite(row["test_loss"]) for row in rows)
+    summary = (tmp_path / "run" / "summary.txt").read_text()
+    assert all(cure.replace("_", " ") in summary for cure in cures.split(","))
 
 
 def program_of(cure):

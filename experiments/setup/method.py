@@ -32,9 +32,7 @@ class Method:
 
     cell: str = option("elman", f"the recurrent cell: {CELL_HELP}")
     cell_args: str = option("", CELL_ARGS_HELP)
-    activation: str = option(
-        "tanh", "of an elman, leaky or layer_norm cell", choices=tuple(ACTIVATIONS)
-    )
+    activation: str = option("tanh", "of a cell that has a choice", choices=tuple(ACTIVATIONS))
     hidden_size: int = option(50, "H, number of hidden units", minimum=1)
     recurrent_init: str = option("gaussian", "how W is drawn", choices=tuple(RECURRENT_INITS))
     gain: float = option(1.0, "scale of W: its spectral radius if wide", above=0)

@@ -19,6 +19,8 @@ class Preset(NamedTuple):
 
 
 ORTHOGONAL = {"recurrent_init": "orthogonal", "gain": 1.0}
+GAUSSIAN = {"recurrent_init": "gaussian", "gain": 1.0}
+TORCH = {"recurrent_init": "torch", "gain": 1.0}
 
 PRESETS = {
     "none": Preset({}, ""),
@@ -47,6 +49,27 @@ PRESETS = {
         {"cell": "lstm", "forget_bias": 0.0, **ORTHOGONAL}, "without its usual bias"
     ),
     "lstm_bias_T": Preset({"cell": "lstm", "chrono": True, **ORTHOGONAL}, "Tallec & Ollivier 2018"),
+    "irnn_shift": Preset(
+        {"activation": "relu", "recurrent_init": "shift", "gain": 1.0, "clip_norm": 1.0},
+        "Keller et al. 2024",
+    ),
+    "wave_rnn": Preset({"cell": "wave_rnn", "activation": "relu"}, "Keller et al. 2024"),
+    "antisymmetric": Preset(
+        {"cell": "antisymmetric", "cell_args": "epsilon=0.1,gamma=0.1", **GAUSSIAN},
+        "Chang et al. 2019",
+    ),
+    "gated_antisymmetric": Preset(
+        {"cell": "gated_antisymmetric", "cell_args": "epsilon=0.1,gamma=0.1", **GAUSSIAN},
+        "Chang et al. 2019",
+    ),
+    "cornn": Preset({"cell": "cornn", **TORCH}, "Rusch & Mishra 2021"),
+    "lem": Preset({"cell": "lem", **TORCH}, "Rusch et al. 2022"),
+    "exp_rnn": Preset({"cell": "exp_rnn"}, "Lezcano-Casado & Martinez-Rubio 2019"),
+    "indrnn": Preset({"cell": "indrnn", "activation": "relu"}, "Li et al. 2018"),
+    "lru": Preset({"cell": "lru", "cell_args": "r_min=0.9,r_max=0.999"}, "Orvieto et al. 2023"),
+    "min_gru": Preset({"cell": "min_gru"}, "Feng et al. 2024"),
+    "min_lstm": Preset({"cell": "min_lstm"}, "Feng et al. 2024"),
+    "slstm": Preset({"cell": "slstm", "forget_bias": 1.0, **ORTHOGONAL}, "Beck et al. 2024"),
     "truncated": Preset({"window": 50, "stride": 50}, "Williams & Peng 1990"),
     "floss_before": Preset({"floss_at": "0"}, "Engelken 2023"),
     "floss_during": Preset({"floss_at": "0,100,200"}, "Engelken 2023"),
