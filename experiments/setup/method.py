@@ -23,7 +23,11 @@ from rnn_jax.gradflow import theory
 from rnn_jax.model import Model
 from rnn_jax.tasks.task import Task
 from rnn_jax.training import optim, regularizers, truncated
+from rnn_jax.training.spectrum import soft_orthogonal
 from rnn_jax.types import Array
+
+NOISE_SEED = 0
+"""Of gradient noise, the same for all networks, which differ by their weights and data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,17 @@ class Method:
         "constant", "of the learning rate over training", choices=("constant", "cosine")
     )
     clip_norm: float = option(0.0, "bound on the gradient's global norm; 0 for none", minimum=0)
+    adaptive_clip: float = option(
+        0.0, "bound on each unit's gradient over its weights; 0 for none", minimum=0
+    )
+    gradient_noise: float = option(
+        0.0, "eta: variance of the noise added to the first gradient; 0 for none", minimum=0
+    )
+    noise_decay: float = option(0.55, "gamma: the variance falls as iteration^-gamma", minimum=0)
     omega: float = option(0.0, "weight of Pascanu's regularizer; 0 for none", minimum=0)
+    soft_orthogonal: float = option(
+        0.0, "weight of |W^T W - I|^2, which draws W's singular values to 1; 0 for none", minimum=0
+    )
     window: int = option(0, "steps that truncated BPTT goes back; 0 for all", minimum=0)
     stride: int = option(0, "steps between two windows; 0 for the window", minimum=0)
     floss_at: str = option(
@@ -149,12 +163,23 @@ def optimizer_of(
     """The update rule behind the bound on the gradient; rates may be traced."""
     constant = method.schedule == "constant"
     rate = learning_rate if constant else optax.cosine_decay_schedule(learning_rate, num_steps)
-    return optim.recorded(OPTIMIZERS[method.optimizer](rate), method.clip_norm or None)
+    chain = [OPTIMIZERS[method.optimizer](rate)]
+    if method.gradient_noise:
+        chain.insert(0, optax.add_noise(method.gradient_noise, method.noise_decay, key=NOISE_SEED))
+    if method.adaptive_clip:
+        chain.insert(0, optax.adaptive_grad_clip(method.adaptive_clip))
+    optimizer = optax.chain(*chain) if len(chain) > 1 else chain[0]
+    return optim.recorded(optimizer, method.clip_norm or None)
 
 
 def regularizer_of(method: Method) -> regularizers.Regularizer | None:
     """What is added to the gradient."""
-    return regularizers.pascanu(method.omega) if method.omega else None
+    added = []
+    if method.omega:
+        added.append(regularizers.pascanu(method.omega))
+    if method.soft_orthogonal:
+        added.append(soft_orthogonal(method.soft_orthogonal))
+    return regularizers.both(*added) if len(added) > 1 else (added[0] if added else None)
 
 
 def floss_iterations(method: Method) -> list[int]:

@@ -25,6 +25,9 @@ TORCH = {"recurrent_init": "torch", "gain": 1.0}
 PRESETS = {
     "none": Preset({}, ""),
     "clip": Preset({"clip_norm": 1.0}, "Pascanu et al. 2013, alg. 1"),
+    "clip_adaptive": Preset({"adaptive_clip": 0.01}, "Brock et al. 2021"),
+    "noise": Preset({"gradient_noise": 0.01, "clip_norm": 1.0}, "Neelakantan et al. 2015"),
+    "soft_orthogonal": Preset({"soft_orthogonal": 1e-3, **ORTHOGONAL}, "Vorontsov et al. 2017"),
     "clip_omega": Preset({"clip_norm": 1.0, "omega": 2.0}, "Pascanu et al. 2013, eq. 9"),
     "orthogonal": Preset(ORTHOGONAL, "Saxe et al. 2014"),
     "linear": Preset(

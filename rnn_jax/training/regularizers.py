@@ -105,6 +105,18 @@ def pascanu(weight: float | Array) -> Regularizer:
     return regularize
 
 
+def both(*terms: Regularizer) -> Regularizer:
+    """Several regularizers at once: the sum of their gradients."""
+
+    def regularize(
+        objective: Objective, params: ModelParams, carry: State, run: Run, adjoints: State
+    ) -> ModelParams:
+        gradients = [term(objective, params, carry, run, adjoints) for term in terms]
+        return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *gradients)
+
+    return regularize
+
+
 class FlossState(NamedTuple):
     """All that flossing changes: the number of its steps, the cell's parameters, its optimizer."""
 
