@@ -34,6 +34,7 @@ from experiments.cli.compilation_cache import use_compilation_cache
 from experiments.cli.options import check, launch
 from experiments.cli.processes import check_processes
 from experiments.cli.run_folder import settings_of
+from experiments.cli.signals import end_at_signals
 from experiments.reports import gradient_sweep as sweep_report
 from experiments.reports.summary import write_summary
 from experiments.setup.sweep import SweepConfig
@@ -92,6 +93,8 @@ def main(config: SweepConfig) -> None:
     sharding.use_cpu_devices(config.cpu_devices)
     if config.distributed or config.coordinator_address:
         sharding.connect(config.coordinator_address, config.num_processes, config.process_id)
+        # JAX's coordination service put a handler of its own in the place of ours.
+        end_at_signals()
     use_compilation_cache(config.compilation_cache)
     run(config)
 

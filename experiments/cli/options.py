@@ -19,7 +19,7 @@ import jax
 from absl import app, flags, logging
 
 from experiments.cli.flag_files import check_flag_files
-from experiments.cli.signals import EXIT_CODE, Interrupted, command_to_resume
+from experiments.cli.signals import EXIT_CODE, Interrupted, command_to_resume, end_at_signals
 
 Config = TypeVar("Config")
 
@@ -166,8 +166,10 @@ def launch(main: Callable[[Any], int | None], config_class: type) -> None:
 
     A wrong flag or an error of the user's (`ValueError`, `FloatingPointError`) ends in one line on
     standard error: exit code 2 for a setting, 1 for a run that went wrong. A run that a signal
-    stopped ends with `interruption.EXIT_CODE` and the line that goes on with it.
+    stopped ends with `signals.EXIT_CODE` and the line that goes on with it; where there is nothing
+    to go on from, the signal ends it at once.
     """
+    end_at_signals()
     module = sys.argv[0]
     # JAX says at level INFO which accelerators it did not find.
     logging.set_verbosity(logging.WARNING)

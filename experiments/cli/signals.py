@@ -1,14 +1,28 @@
-"""SIGTERM and SIGINT: the work at hand is finished and kept, and the way to go on is told."""
+"""SIGTERM and SIGINT: the first is answered at once, whatever runs, and a second ends the process.
+
+A handler in Python runs between two bytecodes, and so not while a program is compiled, computes or
+is stuck. The system's own part of it writes to a file instead (`signal.set_wakeup_fd`), at which a
+thread waits.
+"""
 
 import contextlib
+import ctypes
+import os
 import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 EXIT_CODE = 75
 """Of a process that stopped early and can be gone on with: `EX_TEMPFAIL` of sysexits.h."""
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
+LIBC = ctypes.CDLL(None)
+"""Its `signal`, unlike Python's, may be called in any thread."""
+LIBC.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+LIBC.signal.restype = ctypes.c_void_p
 
 
 class Interrupted(Exception):
@@ -19,10 +33,11 @@ class Interrupted(Exception):
 def catch_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether SIGTERM or SIGINT came since.
 
-    A second signal ends the process as it would have without. In any thread but the main one
-    signals cannot be caught, and the function tells False.
+    The first is announced on standard error at once, and a second of either kind ends the process
+    at once, as that signal would have without any handler. In any thread but the main one signals
+    cannot be caught, and the function tells False.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield lambda: False
         return
     came: list[int] = []
@@ -30,19 +45,116 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: FrameType | None) -> None:
         del frame
         came.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
+
+    answered: list[int] = []
+
+    def answer(number: int) -> None:
+        if answered:
+            _end(number)
+        answered.append(number)
+        _default()
+        _write(
+            f"{_name(number)}: what runs now is finished and kept first; a second SIGINT or "
+            "SIGTERM ends the process at once"
+        )
 
     # None is a handler that was not set from Python, such as the one of a distributed JAX.
-    before = {
-        each: signal.signal(each, note) or signal.SIG_DFL
-        for each in (signal.SIGTERM, signal.SIGINT)
-    }
+    before = {each: signal.signal(each, note) or signal.SIG_DFL for each in NUMBERS}
+    file, thread = _answered_by_a_thread(answer)
+    outer = signal.set_wakeup_fd(file, warn_on_full_buffer=False)
+    for each in NUMBERS:
+        _handled_once(each)
     try:
         yield lambda: bool(came)
     finally:
+        signal.set_wakeup_fd(outer)
+        # The thread comes to the end of its file, and with it to its own.
+        os.close(file)
+        thread.join(timeout=1)
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def end_at_signals() -> None:
+    """From now on the first SIGTERM or SIGINT ends the process, with a line on standard error.
+
+    What there is before a run, after it and where nothing has to be kept: imports, settings,
+    figures. Files are whole or absent anyway (`rnn_jax.io.writing`). Called again, it puts its
+    handlers back in the place of those of a library.
+    """
+    if not _in_main_thread():
+        return
+    waiting = signal.getsignal(signal.SIGINT) is _noted
+
+    def answer(number: int) -> None:
+        _write(f"{_name(number)}: ended; every file that was written is whole")
+        _end(number)
+
+    for each in NUMBERS:
+        signal.signal(each, _noted)
+    if not waiting:
+        signal.set_wakeup_fd(_answered_by_a_thread(answer)[0], warn_on_full_buffer=False)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _noted(number: int, frame: FrameType | None) -> None:
+    """A handler of Python's, without which there would be no word to the thread."""
+
+
+def _answered_by_a_thread(answer: Callable[[int], None]) -> tuple[int, threading.Thread]:
+    """A file for `signal.set_wakeup_fd`; until it is closed the thread answers each signal."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+
+    def wait() -> None:
+        while numbers := os.read(read_end, 64):
+            for number in numbers:
+                if number in NUMBERS:
+                    answer(number)
+        os.close(read_end)
+
+    thread = threading.Thread(target=wait, name="signals", daemon=True)
+    thread.start()
+    return write_end, thread
+
+
+def _handled_once(number: int) -> None:
+    """The system itself takes the handler away when it calls it.
+
+    A second signal then ends the process even where a library keeps the interpreter's lock, so that
+    no thread comes to run. Where the system has no such call, it ends it as soon as one does.
+    """
+    once: Any = getattr(LIBC, "sysv_signal", None)
+    if once is not None:
+        once.argtypes = LIBC.signal.argtypes
+        once(number, LIBC.signal(number, None))
+
+
+def _default() -> None:
+    """Either signal ends the process from now on."""
+    for each in NUMBERS:
+        LIBC.signal(each, None)
+
+
+def _end(number: int) -> None:
+    """Ends the process as the signal would have: shells see 130 or 143, and that it was a signal."""
+    _default()
+    os.kill(os.getpid(), number)
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name
+
+
+def _write(line: str) -> None:
+    """A line on standard error, past Python's own file, which the main thread may be writing to."""
+    with contextlib.suppress(OSError):
+        # A bar of progress hid the cursor and stands on this line.
+        clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
+        os.write(2, f"{clear}{line}\n".encode())
 
 
 def command_to_resume(arguments: Sequence[str], settings: Sequence[str]) -> str:
