@@ -23,10 +23,9 @@ pytest: $(VENV)/installed-test
 # The evidence is compiled as users compile; the default suite quickly (tests/xla_flags.py).
 AS_USERS_DO := XLA_FLAGS=--xla_backend_optimization_level=3
 
-# Kills, signals, full disks and hostile files: the slow tests that docs/faults.md names.
+# Kills, signals, full disks and hostile files: the slow tests of what docs/faults.md promises.
 survival: $(VENV)/installed-test
-	$(AS_USERS_DO) $(BIN)/python -m pytest -m slow tests/resume_test.py tests/disk_test.py \
-		tests/checkpoint_test.py tests/reading_test.py tests/tables_test.py tests/no_lapack_test.py
+	$(AS_USERS_DO) $(BIN)/python -m pytest -m "slow and survival" tests
 
 # What takes minutes: the slow tests.
 evidence: $(VENV)/installed-test $(VENV)/installed-notebooks

@@ -46,6 +46,7 @@ def test_the_newest_comes_back_and_the_best_is_kept(kept):
     same(found.tree, state_of(seed=40))
 
 
+@pytest.mark.survival
 def test_another_network_is_refused_by_its_first_leaf(kept):
     with pytest.raises(ValueError, match=r"carry\.c is \(2, 3\) float32 .* but \(2, 4\) float32"):
         checkpoint.load(kept, state_of(4))
@@ -78,6 +79,7 @@ def broken_copy(kept, tmp_path, damage, seed):
     return folder
 
 
+@pytest.mark.survival
 @pytest.mark.parametrize("seed", range(6))
 def test_a_broken_one_is_passed_over(kept, tmp_path, caplog, seed):
     folder = broken_copy(kept, tmp_path, 1, seed)
@@ -95,6 +97,7 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(kept, tmp_path):
     assert checkpoint.load(folder, state_of()).step == 20
 
 
+@pytest.mark.survival
 def test_where_none_is_whole_every_file_is_named(kept, tmp_path):
     folder = broken_copy(kept, tmp_path, 3, 1)
     for step in checkpoint.steps(folder):
@@ -139,6 +142,7 @@ def test_a_run_that_went_back_does_not_keep_what_lay_ahead(kept, tmp_path):
     assert checkpoint.load(folder, state_of()).step == 20
 
 
+@pytest.mark.survival
 def test_a_manifest_vouches_for_itself(kept, tmp_path):
     folder = broken_copy(kept, tmp_path, 0, 0)
     manifest = folder / "000000000040.json"
@@ -152,6 +156,7 @@ def test_a_folder_that_is_gone_does_not_come_back(tmp_path):
     assert not (tmp_path / "gone").exists()
 
 
+@pytest.mark.survival
 @pytest.mark.slow
 def test_any_damage_at_all(kept, tmp_path):
     """Thirty more damages, to the two newest at once: the oldest or something whole is found."""

@@ -1,12 +1,12 @@
 """A disk that is full, read-only or taken away: one line says so, and what was written is whole."""
 
 import dataclasses
-import json
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from run_files import check_whole
 
 from experiments import memory, sine
 from experiments.memory import MemoryConfig
@@ -46,17 +46,12 @@ def run_in(folder):
     return sine.run(dataclasses.replace(TINY, workdir=str(folder)))
 
 
-def check_whole(folder):
-    """Every file that a reader would open can be read."""
-    for path in folder.glob("arrays/*.np[yz]"):
-        np.load(path, allow_pickle=False)
-    for line in (folder / records.METRICS).read_text().splitlines():
-        json.loads(line)
-    for path in folder.glob("*.png"):
-        assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
+def check_nothing_is_half(folder):
+    check_whole(folder)
     assert not list(folder.glob(".*.*[0-9]")), "half a file is left"
 
 
+@pytest.mark.survival
 @pytest.mark.parametrize(
     "kilobytes",
     [400] + [pytest.param(size, marks=pytest.mark.slow) for size in (30, 200, 330, 500, 600, 640)],
@@ -67,7 +62,7 @@ def test_a_full_disk_is_said_and_with_more_room_the_run_goes_on(disk, kilobytes)
     with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\)") as error:
         run_in(place / "run")
     assert "\n" not in str(error.value)
-    check_whole(place / "run")
+    check_nothing_is_half(place / "run")
     remounted(place, "size=5000k")
     run_in(place / "run")
     run_in(place / "other")
@@ -75,9 +70,10 @@ def test_a_full_disk_is_said_and_with_more_room_the_run_goes_on(disk, kilobytes)
         assert path.read_bytes() == (place / "run" / "arrays" / path.name).read_bytes()
     steps = [row["step"] for row in records.load_metrics(place / "run")]
     assert steps == [10, 20, 30, 40, 45]
-    check_whole(place / "run")
+    check_nothing_is_half(place / "run")
 
 
+@pytest.mark.survival
 @pytest.mark.slow
 def test_a_full_disk_within_a_group_of_networks(disk):
     place = disk(400)
@@ -92,6 +88,7 @@ def test_a_full_disk_within_a_group_of_networks(disk):
     assert rows == memory.run(dataclasses.replace(config, workdir=str(place / "other")))
 
 
+@pytest.mark.survival
 def test_a_read_only_folder_is_refused_and_left_as_it_is(disk):
     place = disk(2000)
     folder = records.open_run(place / "run", {"seed": 1})
@@ -102,6 +99,7 @@ def test_a_read_only_folder_is_refused_and_left_as_it_is(disk):
     assert records.load_metrics(folder) == [{"step": 1}]
 
 
+@pytest.mark.survival
 def test_a_folder_that_vanishes_is_said_and_does_not_come_back(tmp_path, monkeypatch):
     append = records.append_metrics
 

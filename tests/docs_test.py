@@ -32,12 +32,44 @@ def test_the_python_of_a_page_compiles_and_imports_what_there_is(page):
     exec("\n".join(line for line in code.splitlines() if re.match("(from|import) ", line)), {})
 
 
-def test_every_fault_names_tests_that_exist():
+def named_by_faults():
+    """(module, part of a test's name) for each that the table of faults names; "" for a module."""
     rows = [line for line in (ROOT / "docs/faults.md").read_text().splitlines() if "_test`" in line]
     assert len(rows) > 10
     for row in rows:
         for module, names in re.findall(r"`(\w+_test)`(?:: ((?:`\w+`(?:, )?)+))?", row):
-            tree = ast.parse((ROOT / "tests" / f"{module}.py").read_text())
-            tests = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-            for name in re.findall(r"`(\w+)`", names):
-                assert any(name in test for test in tests), f"{module}: {name}"
+            yield from ((module, name) for name in re.findall(r"`(\w+)`", names) or [""])
+
+
+def marks(module, part):
+    """Source of the marks of each test whose name has this part, those of its module included."""
+    tree = ast.parse((ROOT / "tests" / f"{module}.py").read_text())
+    of_module = [
+        ast.unparse(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    ]
+    return {
+        node.name: [*of_module, *map(ast.unparse, node.decorator_list)]
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and part in node.name
+    }
+
+
+def test_every_fault_names_tests_and_ci_runs_the_slow_ones():
+    """By a mark, so that no list of files and names has to be kept."""
+    for module, part in set(named_by_faults()):
+        found = marks(module, part)
+        assert found, f"{module}: {part}"
+        for name, those in found.items():
+            assert "pytest.mark.survival" in those, f"{module}: mark {name} with survival"
+    assert '-m "slow and survival"' in (ROOT / "Makefile").read_text()
+    assert "\nmake survival" in (ROOT / ".ci/run").read_text()
+
+
+def test_what_survival_runs_is_in_the_table_of_faults():
+    named = set(named_by_faults())
+    for path in (ROOT / "tests").glob("*_test.py"):
+        for name, those in marks(path.stem, "").items():
+            if "pytest.mark.survival" in those:
+                assert any(module == path.stem and part in name for module, part in named), name

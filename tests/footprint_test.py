@@ -24,6 +24,8 @@ from rnn_jax.io import records
 from rnn_jax.tasks import sine as sine_task
 from rnn_jax.training import optim
 
+pytestmark = pytest.mark.survival
+
 MB = 1e6
 CELLS = {
     "elman": rnn_jax.elman,

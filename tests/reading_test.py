@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from experiments.training import parts
 from rnn_jax.io import records
 
+pytestmark = pytest.mark.survival
+
 FEW = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

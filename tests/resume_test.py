@@ -1,7 +1,6 @@
 """A run that was stopped, however, and taken up again is the run that was not."""
 
 import dataclasses
-import json
 import os
 import random
 import re
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from run_files import contents
 
 from experiments import digits, memory, series, sine
 from experiments.cli import signals
@@ -25,19 +25,6 @@ from experiments.training.nonfinite import NonFinite
 from rnn_jax.io import checkpoint, records
 
 TINY = sine.SineConfig(train_steps=45, log_every=10, hidden_size=4, checkpoint_every=10)
-
-
-def contents(folder):
-    """Every file but checkpoints; the lines of metrics.jsonl without their times."""
-    files = {
-        str(path.relative_to(folder)): path.read_bytes().replace(str(folder).encode(), b"")
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock" and "checkpoints" not in path.parts
-    }
-    if records.METRICS in files:
-        rows = [json.loads(line) for line in files[records.METRICS].splitlines()]
-        files[records.METRICS] = [{**row, "seconds": 0} for row in rows]
-    return files
 
 
 def stop_at(monkeypatch, step, action):
@@ -67,6 +54,7 @@ def whole(tmp_path_factory):
     return contents(folder)
 
 
+@pytest.mark.survival
 def test_a_signal_ends_the_chunk_and_the_run_goes_on_from_there(whole, tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, workdir=str(tmp_path / "run"), checkpoint_every=0)
     with monkeypatch.context() as patch:
@@ -111,6 +99,7 @@ def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(
     assert contents(tmp_path / "run") == whole
 
 
+@pytest.mark.survival
 def test_a_fresh_start_where_one_is_asked_for(whole, tmp_path):
     config = dataclasses.replace(TINY, workdir=str(tmp_path / "run"))
     other = dataclasses.replace(config, seed=1)
@@ -121,6 +110,7 @@ def test_a_fresh_start_where_one_is_asked_for(whole, tmp_path):
     assert contents(tmp_path / "run") == whole
 
 
+@pytest.mark.survival
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     config = dataclasses.replace(TINY, workdir=str(tmp_path))
     with records.held(tmp_path), pytest.raises(ValueError, match="another process is at work"):
@@ -154,6 +144,7 @@ SIDE_BY_SIDE = {
 }
 
 
+@pytest.mark.survival
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)
 def test_networks_side_by_side_go_on_within_their_group(name, tmp_path, monkeypatch):
@@ -194,6 +185,7 @@ EXPLODING = sine.SineConfig(
 )
 
 
+@pytest.mark.survival
 def test_a_gradient_that_explodes_stops_the_run_and_is_followed(tmp_path):
     config = dataclasses.replace(EXPLODING, workdir=str(tmp_path))
     with pytest.raises(NonFinite) as error:
@@ -216,6 +208,7 @@ def test_a_gradient_that_explodes_stops_the_run_and_is_followed(tmp_path):
     assert "try:" in (tmp_path / "diagnosis.txt").read_text()
 
 
+@pytest.mark.survival
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["restart", "signal"])
 @pytest.mark.parametrize(("bad", "back"), [(28, 20), (21, 10)])
@@ -254,6 +247,7 @@ def test_a_run_goes_back_to_where_it_would_have_undisturbed(tmp_path, monkeypatc
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
+@pytest.mark.survival
 @pytest.mark.slow
 def test_such_updates_can_be_skipped_and_are_counted(tmp_path, capsys):
     config = dataclasses.replace(EXPLODING, workdir=str(tmp_path), on_nonfinite="skip")
@@ -265,6 +259,7 @@ def test_such_updates_can_be_skipped_and_are_counted(tmp_path, capsys):
     assert all(np.isfinite(leaf).all() for leaf in result.params.cell)
 
 
+@pytest.mark.survival
 @pytest.mark.slow
 def test_or_the_run_goes_back_as_often_as_it_may(tmp_path, capsys):
     config = dataclasses.replace(
@@ -279,6 +274,7 @@ def test_or_the_run_goes_back_as_often_as_it_may(tmp_path, capsys):
         sine.run(dataclasses.replace(config, checkpoint_every=0))
 
 
+@pytest.mark.survival
 @pytest.mark.slow
 def test_a_run_that_diverges_is_saved_by_smaller_steps(tmp_path):
     """A step of 1e35 leaves the finite range; 1e35 times 1e-37 trains."""
@@ -303,15 +299,19 @@ def started(folder, *flags):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.survival
 @pytest.mark.slow
 def test_sigkills_at_random_moments(tmp_path):
-    """Killed at random moments six times, then to the end: nothing missing, nothing twice."""
+    """Killed at random moments three times, then to the end: nothing missing, nothing twice.
+
+    `kills_test` kills at named ones.
+    """
     whole = started(tmp_path / "whole")
     said = whole.communicate(timeout=300)[1]
     assert whole.returncode == 0, said
     draw = random.Random(0)
     killed = 0
-    while killed < 6:
+    while killed < 3:
         worker = started(tmp_path / "run")
         time.sleep(draw.uniform(0.5, 6.0))
         if worker.poll() is None:
@@ -326,6 +326,7 @@ def test_sigkills_at_random_moments(tmp_path):
     assert found == wanted
 
 
+@pytest.mark.survival
 @pytest.mark.slow
 def test_sigterm_ends_with_a_code_of_its_own_and_the_line_to_go_on(tmp_path):
     worker = started(tmp_path / "run", "--overwrite")
@@ -347,6 +348,7 @@ def test_sigterm_ends_with_a_code_of_its_own_and_the_line_to_go_on(tmp_path):
     assert [row["step"] for row in rows] == list(range(1000, 60001, 1000))
 
 
+@pytest.mark.survival
 @pytest.mark.slow
 def test_networks_side_by_side_survive_kills_within_a_group(tmp_path):
     settings = (

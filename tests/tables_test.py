@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from rnn_jax.io.tables import Table, numbers, place, read_table
 
+pytestmark = pytest.mark.survival
+
 FEW = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -94,6 +94,7 @@ writing.write_atomically(pathlib.Path(sys.argv[3]), sys.stdin.buffer.read())
 """
 
 
+@pytest.mark.survival
 @pytest.mark.parametrize("point", ["Path.open", "os.fsync", "Path.replace"])
 @pytest.mark.parametrize("before", [None, b"what was there before"])
 def test_a_process_killed_while_it_writes_leaves_the_old_file_or_none(point, before, tmp_path):

@@ -58,14 +58,15 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
             "SIGTERM ends the process at once"
         )
 
-    # None is a handler that was not set from Python, such as the one of a distributed JAX.
-    before = {each: signal.signal(each, note) or signal.SIG_DFL for each in NUMBERS}
+    # The file first: whoever comes before the handlers is answered, too.
     file, thread = _answered_by_a_thread(answer)
     outer = signal.set_wakeup_fd(file, warn_on_full_buffer=False)
+    # None is a handler that was not set from Python.
+    before = {each: signal.signal(each, note) or signal.SIG_DFL for each in NUMBERS}
     for each in NUMBERS:
         _handled_once(each)
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(came or answered)
     finally:
         signal.set_wakeup_fd(outer)
         # The thread comes to the end of its file, and with it to its own.
@@ -84,16 +85,16 @@ def end_at_signals() -> None:
     """
     if not _in_main_thread():
         return
-    waiting = signal.getsignal(signal.SIGINT) is _noted
 
     def answer(number: int) -> None:
         _write(f"{_name(number)}: ended; every file that was written is whole")
         _end(number)
 
+    # The file first: what came to a handler without it would be lost.
+    if signal.getsignal(signal.SIGINT) is not _noted:
+        signal.set_wakeup_fd(_answered_by_a_thread(answer)[0], warn_on_full_buffer=False)
     for each in NUMBERS:
         signal.signal(each, _noted)
-    if not waiting:
-        signal.set_wakeup_fd(_answered_by_a_thread(answer)[0], warn_on_full_buffer=False)
 
 
 def _in_main_thread() -> bool:
@@ -140,7 +141,7 @@ def _default() -> None:
 
 
 def _end(number: int) -> None:
-    """Ends the process as the signal would have: shells see 130 or 143, and that it was a signal."""
+    """Ends the process as the signal would have: a shell sees 130 or 143, and a signal in it."""
     _default()
     os.kill(os.getpid(), number)
 
