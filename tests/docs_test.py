@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted(path for place in (".", "upstream") for path in (ROOT / "docs" / place).glob("*.md"))
 
 
 def test_there_are_pages():

@@ -1,8 +1,11 @@
 """No program of ours calls LAPACK, of which several kernels at once can wait for each other."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,14 @@ from rnn_jax.decompositions import qr
 from rnn_jax.training import regularizers
 
 pytestmark = pytest.mark.survival
+
+ROOT = Path(__file__).parents[1]
+LAPACK = re.compile(
+    r"(?:jnp|lax|jax\.numpy|jax\.lax)\.linalg\.(?!norm$)\w+|(?:jax|jsp)\.(?:scipy\.)?linalg.*"
+    r"|(?:jax|nn)\.\S*initializers\.orthogonal|(?:jax\.)?random\.(?:orthogonal|multivariate_normal)"
+    r"|jnp\.(?:polyfit|roots)"
+)
+"""What of JAX decomposes a matrix, or solves a system."""
 
 H, T, D = 6, 5, 2
 CELL = rnn_jax.elman(H)
@@ -84,6 +95,39 @@ def test_no_program_calls_lapack(name):
     # What is looked for is what JAX's own decompositions would leave there.
     own = jax.jit(lambda m: jnp.linalg.qr(m)).lower(jnp.zeros((H, H))).as_text()
     assert "lapack" in own
+
+
+def decompositions(source):
+    """Names of JAX's own in a source, docstrings and comments apart."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            names.add(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if LAPACK.fullmatch(name)}
+
+
+def test_nobody_asks_jax_for_a_decomposition():
+    """In any source, notebooks included. NumPy's are no part of a program."""
+    paths = [path for name in ("rnn_jax", "experiments") for path in (ROOT / name).rglob("*.py")]
+    found = {path.name: decompositions(path.read_text()) for path in paths}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "jnp.linalg.svd(W)",
+        "from jax.scipy.linalg import expm",
+        "jax.nn.initializers.orthogonal()(key, (3, 3))",
+        "jax.lax.linalg.qr(W)",
+        "jax.random.orthogonal(key, 3)",
+    ],
+)
+def test_a_decomposition_is_seen_in_any_form(source):
+    assert decompositions(source)
+    assert not decompositions("jnp.linalg.norm(x); np.linalg.qr(x); initializers.orthogonal()")
 
 
 def test_the_decomposition_is_that_of_lapack(x64):
