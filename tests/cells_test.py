@@ -17,6 +17,7 @@ FACTORIES = {
     "leaky": rnn_jax.leaky,
     "lstm": rnn_jax.lstm,
     "gru": rnn_jax.gru,
+    "mgu": rnn_jax.mgu,
 }
 
 
@@ -79,6 +80,17 @@ def test_gru_step(x64, rng):
     np.testing.assert_allclose(cell.step(p, s, x), (1 - z) * n + z * s, rtol=1e-13)
 
 
+@pytest.mark.parametrize("reset_gate", [True, False])
+def test_mgu_step(x64, rng, reset_gate):
+    cell = rnn_jax.mgu(H, reset_gate=reset_gate)
+    p, s, x = random_params(rng, cell), rng.normal(size=(B, H)), rng.normal(size=(B, D))
+    (U_f, U_n), (W_f, W_n) = (np.split(weight, 2, axis=1) for weight in (p.U, p.W))
+    b_f, b_n = np.split(p.b, 2)
+    f = sigmoid(x @ U_f + s @ W_f + b_f)
+    n = np.tanh(x @ U_n + b_n + (f if reset_gate else 1) * (s @ W_n + p.d))
+    np.testing.assert_allclose(cell.step(p, s, x), (1 - f) * n + f * s, rtol=1e-13)
+
+
 @pytest.mark.parametrize("name", FACTORIES)
 def test_step_broadcasts_over_batch_axes(x64, rng, name):
     cell = FACTORIES[name](H)
@@ -102,6 +114,7 @@ SHAPES = {
     "leaky": rnn_jax.LeakyParams(U=(D, H), W=(H, H), b=(H,), leak=()),
     "lstm": rnn_jax.LSTMParams(U=(D, 4 * H), W=(H, 4 * H), b=(4 * H,)),
     "gru": rnn_jax.GRUParams(U=(D, 3 * H), W=(H, 3 * H), b=(3 * H,), d=(H,)),
+    "mgu": rnn_jax.MGUParams(U=(D, 2 * H), W=(H, 2 * H), b=(2 * H,), d=(H,)),
 }
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from rnn_jax.cells import ElmanParams, GRUParams, LSTMParams
+from rnn_jax.cells import ElmanParams, GRUParams, LSTMParams, MGUParams
 from rnn_jax.types import Array
 
-CellParams = ElmanParams | LSTMParams | GRUParams
+CellParams = ElmanParams | LSTMParams | GRUParams | MGUParams
 NUM_GATES = {ElmanParams: 1, GRUParams: 3, LSTMParams: 4}
 
 
@@ -30,6 +30,7 @@ LAYOUTS = (
     Layout(LSTMParams, ("ii", "if", "ig", "io"), ("hi", "hf", "hg", "ho")),
     Layout(LSTMParams, ("ii", "if_", "ig", "io"), ("hi", "hf", "hg", "ho")),
     Layout(GRUParams, ("ir", "iz", "in"), ("hr", "hz", "hn")),
+    Layout(MGUParams, ("if", "in"), ("hf", "hn")),
 )
 SIDE_BY_SIDE = (("dense_i",), ("dense_h",))
 
@@ -38,13 +39,13 @@ def from_flax(tree: Mapping[str, Any]) -> CellParams:
     """Weights of a Flax cell as ours.
 
     Args:
-        tree: the collection "params" of a linen `SimpleCell`, `LSTMCell`, `OptimizedLSTMCell` or
-            `GRUCell`, or an nnx cell's as `nnx.to_pure_dict` gives them; also the params of a cell
-            made by `from_linen` or `from_nnx`.
+        tree: the collection "params" of a linen `SimpleCell`, `LSTMCell`, `OptimizedLSTMCell`,
+            `GRUCell` or `MGUCell`, or an nnx cell's as `nnx.to_pure_dict` gives them; also the
+            params of a cell made by `from_linen` or `from_nnx`.
 
     Returns:
-        `ElmanParams`, `LSTMParams` or `GRUParams`, for elman, lstm or gru. Activations are no
-        parameters: the answer is the same where both are the default ones.
+        `ElmanParams`, `LSTMParams`, `GRUParams` or `MGUParams`, for elman, lstm, gru or mgu.
+        Activations are no parameters: the answer is the same where both are the default ones.
 
     Raises:
         ValueError: a tree of none of these cells.
@@ -61,7 +62,7 @@ def to_flax(params: CellParams, like: Mapping[str, Any]) -> dict[str, dict[str, 
     """Our weights as those of a Flax cell.
 
     Args:
-        params: of elman, lstm or gru.
+        params: of elman, lstm, gru or mgu.
         like: a tree of the Flax cell's parameters (or of their shapes): its names and which parts
             have a bias are taken from it, its numbers are not used.
 
@@ -76,12 +77,12 @@ def to_flax(params: CellParams, like: Mapping[str, Any]) -> dict[str, dict[str, 
             "take the Flax cell of the same kind"
         )
     recurrent_bias = params.b
-    if isinstance(params, GRUParams):
+    if isinstance(params, GRUParams | MGUParams):
         recurrent_bias = jnp.zeros_like(params.b).at[-params.d.size :].set(params.d)
         if not any("bias" in like[name] for name in layout.recurrent) and np.any(params.d):
             raise ValueError(
-                "params have a candidate bias d that is not zero, but this Flax GRU has none; take "
-                "the linen GRUCell, or params._replace(d=jnp.zeros_like(params.d))"
+                "params have a candidate bias d that is not zero, but this Flax cell has none; "
+                "take linen's with its reset gate, or params._replace(d=jnp.zeros_like(params.d))"
             )
     tree = {}
     for names, kernel, bias in (
@@ -108,14 +109,15 @@ def assemble(
 ) -> CellParams:
     """Our parameters from matrices in our order and a bias on each side, None where there is none.
 
-    Biases of a sum add up; the GRU's candidate keeps its recurrent one, which the reset gate meets.
+    Biases of a sum add up; the candidate of a GRU or MGU keeps its recurrent one, which
+    the reset gate meets.
     """
     zeros = jnp.zeros_like(U[0])
     first = zeros if input_bias is None else input_bias
     second = zeros if recurrent_bias is None else recurrent_bias
-    if kind is GRUParams:
-        kept = 2 * W.shape[0]
-        return GRUParams(U, W, b=first.at[:kept].add(second[:kept]), d=second[kept:])
+    if kind in (GRUParams, MGUParams):
+        kept = W.shape[1] - W.shape[0]
+        return kind(U, W, b=first.at[:kept].add(second[:kept]), d=second[kept:])
     bias = second if input_bias is None else first if recurrent_bias is None else first + second
     return LSTMParams(U, W, bias) if kind is LSTMParams else ElmanParams(U, W, bias)
 
@@ -140,8 +142,8 @@ def _layout(tree: Mapping[str, Any]) -> Layout:
             return Layout(kind, inputs, recurrent)
     raise ValueError(
         f"the tree has the entries {sorted(map(str, names))}, those of no Flax SimpleCell, "
-        "LSTMCell, OptimizedLSTMCell or GRUCell; give the collection 'params' of one cell, or "
-        "bridge the cell itself with from_linen or from_nnx"
+        "LSTMCell, OptimizedLSTMCell, GRUCell or MGUCell; give the collection 'params' of one "
+        "cell, or bridge the cell itself with from_linen or from_nnx"
     )
 
 

@@ -14,6 +14,7 @@ from rnn_jax.cells.elman import (
 )
 from rnn_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
 from rnn_jax.cells.learned import LearnedStateParams, learned_initial_state
+from rnn_jax.cells.mgu import MGUParams, mgu
 from rnn_jax.cells.segmented import segmented
 from rnn_jax.cells.stack import stack
 
@@ -30,6 +31,7 @@ __all__ = [
     "LayerNormElmanParams",
     "LeakyParams",
     "LearnedStateParams",
+    "MGUParams",
     "affine_cell",
     "bfloat16_products",
     "draw_masks",
@@ -39,6 +41,7 @@ __all__ = [
     "leaky",
     "learned_initial_state",
     "lstm",
+    "mgu",
     "segmented",
     "stack",
     "variational_dropout",

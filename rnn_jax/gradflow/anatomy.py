@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rnn_jax.cells import ElmanParams, GRUParams, LayerNormElmanParams, LeakyParams, LSTMParams
+from rnn_jax.cells import (
+    ElmanParams,
+    GRUParams,
+    LayerNormElmanParams,
+    LeakyParams,
+    LSTMParams,
+    MGUParams,
+)
 from rnn_jax.types import Array, Params
 
 
@@ -88,12 +95,18 @@ def _our_gru(params: Any) -> Anatomy:
     return _gated({"W": (Part(".W"),)}, "update", bias, OUR_LSTM, OUR_ORTHOGONAL)
 
 
+def _our_mgu(params: Any) -> Anatomy:
+    bias = Part(".b", (0, params.W.shape[-2]))
+    return _gated({"W": (Part(".W"),)}, "forget", bias, OUR_LSTM, OUR_ORTHOGONAL)
+
+
 OURS: dict[type, Callable[[Any], Anatomy | None]] = {
     ElmanParams: _our_elman,
     LeakyParams: _our_leaky,
     LayerNormElmanParams: _our_layer_norm,
     LSTMParams: _our_lstm,
     GRUParams: _our_gru,
+    MGUParams: _our_mgu,
 }
 """Type of a cell's parameters -> what they are."""
 
