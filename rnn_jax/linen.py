@@ -38,8 +38,8 @@ class RNN(linen.RNN):
     ...         return nn.Dense(3)(rnn_jax.linen.RNN(nn.GRUCell(8))(xs, seq_lengths=lengths))
     >>> xs, lengths = jnp.ones((4, 20, 2)), jnp.array([20, 7, 3, 9])
     >>> tags, params = Tagger().init_with_output(jax.random.key(0), xs, lengths)
-    >>> tags.shape, list(params["params"]["RNN_0"])
-    ((4, 20, 3), ['cell'])
+    >>> tags.shape, sorted(params["params"])
+    ((4, 20, 3), ['Dense_0', 'GRUCell_0'])
     """
 
     def __call__(

@@ -95,17 +95,19 @@ def test_weights_that_do_not_fit(x64, rng):
     linen_gru = foreign_params(rng, "linen", "GRUCell")[1]
     nnx_gru = foreign_params(rng, "nnx", "GRUCell")[1]
     ours = from_flax(linen_gru)
-    with pytest.raises(ValueError, match=r"d that is not zero, .*linen's with its reset gate, or params._repl"):
+    with pytest.raises(
+        ValueError, match=r"d that is not zero, .*linen's with its reset gate, or params._repl"
+    ):
         to_flax(ours, nnx_gru)
     to_flax(ours._replace(d=jnp.zeros_like(ours.d)), nnx_gru)
     with pytest.raises(ValueError, match=r"params are GRUParams, but .* wants LSTMParams"):
         to_flax(ours, foreign_params(rng, "nnx", "LSTMCell")[1])
     with pytest.raises(ValueError, match=r"\(5, 4\).* but the Flax cell wants .*\(2, 4\)"):
         to_flax(ours._replace(U=jnp.zeros((5, 3 * H))), linen_gru)
+    cell, carry = nn.ConvLSTMCell(H, (1,)), (jnp.ones((1, H)),) * 2
+    tree = jax.eval_shape(cell.init, jax.random.key(0), carry, jnp.ones((1, D)))["params"]
     with pytest.raises(ValueError, match=r"entries \['hh', 'ih'\], those of no Flax SimpleCell"):
-        cell = nn.ConvLSTMCell(H, (1,))
-        carry = (jnp.ones((1, H)),) * 2
-        from_flax(jax.eval_shape(cell.init, jax.random.key(0), carry, jnp.ones((1, D)))["params"])
+        from_flax(tree)
 
 
 # PyTorch: numbers made by tests/data/pytorch_layers.py
