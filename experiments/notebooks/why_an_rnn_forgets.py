@@ -231,7 +231,9 @@ draws = {
     "orthogonal": initializers.orthogonal(),
 }
 spectra = {
-    name: np.linalg.svd(draw(jax.random.key(0), (H, H), jnp.float32), compute_uv=False)
+    name: jnp.asarray(
+        np.linalg.svd(draw(jax.random.key(0), (H, H), jnp.float32), compute_uv=False)
+    )
     for name, draw in draws.items()
 }
 figure, axes = curves(
