@@ -231,9 +231,7 @@ draws = {
     "orthogonal": initializers.orthogonal(),
 }
 spectra = {
-    name: jnp.asarray(
-        np.linalg.svd(draw(jax.random.key(0), (H, H), jnp.float32), compute_uv=False)
-    )
+    name: jnp.asarray(np.linalg.svd(draw(jax.random.key(0), (H, H), jnp.float32), compute_uv=False))
     for name, draw in draws.items()
 }
 figure, axes = curves(
