@@ -130,6 +130,11 @@ def groups_of(config: SeriesConfig, read: Series) -> list[Group]:
 
 def _group(config: SeriesConfig, cure: str, read: Series, data: Data) -> Group:
     check_method(config)
+    if config.zoneout or config.detach:
+        raise UsageError(
+            f"--zoneout={config.zoneout:g} and --detach={config.detach:g}: a network that runs "
+            "free has no inputs to bring their chance along; leave both at 0"
+        )
     check_flossing(config, config.length, config.batch_size)
     algorithm = task_algorithm(config, data, config.length, config.batch_size)
     model = model_of(config, data.task, config.length)

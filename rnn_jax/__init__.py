@@ -29,9 +29,11 @@ from rnn_jax.cells import (
     LSTMState,
     MGUParams,
     bfloat16_products,
+    dilated,
     draw_masks,
     elman,
     gru,
+    h_detach,
     layer_norm_elman,
     leaky,
     learned_initial_state,
@@ -40,6 +42,9 @@ from rnn_jax.cells import (
     segmented,
     stack,
     variational_dropout,
+    with_detached,
+    with_zoneout,
+    zoneout,
 )
 from rnn_jax.model import (
     Model,
@@ -81,10 +86,12 @@ __all__ = [
     "bidirectional_unroll",
     "bridge",
     "closed_loop",
+    "dilated",
     "draw_masks",
     "elman",
     "free_run",
     "gru",
+    "h_detach",
     "initializers",
     "last_only",
     "layer_norm_elman",
@@ -99,7 +106,10 @@ __all__ = [
     "unroll",
     "variational_dropout",
     "watch",
+    "with_detached",
+    "with_zoneout",
     "zero_perturbations",
+    "zoneout",
 ]
 
 LAZY = (

@@ -7,6 +7,9 @@ import optax
 import pytest
 
 import rnn_jax
+from experiments import series
+from experiments.cli.options import UsageError
+from experiments.memory import MemoryConfig, groups_of
 from experiments.setup.method import Method, optimizer_of, regularizer_of
 from rnn_jax.model import ModelParams
 from rnn_jax.training import optim, regularizers
@@ -119,3 +122,49 @@ def test_without_switches_the_optimizer_is_the_plain_one():
     (updates,), _ = updates_of(Method(optimizer="sgd"), params, params)
     np.testing.assert_array_equal(updates["W"], -np.ones((2, 2)))
     assert isinstance(optimizer_of(Method(), jnp.float32(1), 1), optax.GradientTransformation)
+
+
+# Chance that comes with the inputs
+
+
+def algorithm_of(**settings):
+    """A memory experiment's algorithm, and one network's hyperparameters and state."""
+    config = MemoryConfig(length="8", hidden_size=H, batch_size=3, test_every=2, **settings)
+    algorithm = groups_of(config)[0].program.algorithm
+    hparams = {"learning_rate": jnp.float32(0.05)}
+    return algorithm, hparams, jax.jit(algorithm.init)(hparams, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"detach": 0.5}, id="detach"),
+        pytest.param(
+            {"zoneout": 0.4, "detach": 0.5, "dilation": 2}, id="all", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_training_draws_and_evaluation_does_not(settings):
+    """Weights have the sizes of a plain network; a test is the same twice, an iteration is not."""
+    algorithm, hparams, state = algorithm_of(cell="lstm", **settings)
+    plain, _, untreated = algorithm_of(cell="lstm")
+    assert jax.tree.map(jnp.shape, state.params) == jax.tree.map(jnp.shape, untreated.params)
+    key = jax.random.key(0)
+    evaluate = jax.jit(algorithm.evaluate)
+    one = evaluate(state, key)
+    assert np.array_equal(one["test_loss"], evaluate(state, key)["test_loss"])
+    if "zoneout" not in settings:
+        # Nothing is cut in a test, which has no backward pass anyway.
+        np.testing.assert_allclose(
+            one["test_loss"], jax.jit(plain.evaluate)(untreated, key)["test_loss"], rtol=1e-5
+        )
+    step = jax.jit(algorithm.train_chunk, static_argnums=3)
+    trained = [step(hparams, state, key, 1)[0].params.cell.W for _ in range(2)]
+    np.testing.assert_array_equal(*trained)
+    other = jax.jit(plain.train_chunk, static_argnums=3)(hparams, untreated, key, 1)[0]
+    assert np.any(np.abs(other.params.cell.W - trained[0]) > 1e-4)
+
+
+def test_a_free_run_has_no_inputs_to_bring_chance_along(tmp_path):
+    with pytest.raises(UsageError, match=r"--zoneout=0.1 and --detach=0: a network that runs free"):
+        series.run(series.SeriesConfig(zoneout=0.1, workdir=str(tmp_path / "run")))

@@ -16,6 +16,7 @@ from experiments.setup.cells import (
     factory_named,
     make_cell,
 )
+from experiments.setup.switches import Lengthen, lengthen_inputs, switched_cell
 from experiments.setup.tasks import OPTIMIZERS, model_for
 from rnn_jax import initializers, objectives
 from rnn_jax.cells import ACTIVATIONS
@@ -59,6 +60,13 @@ class Method:
     )
     noise_decay: float = option(0.55, "gamma: the variance falls as iteration^-gamma", minimum=0)
     omega: float = option(0.0, "weight of Pascanu's regularizer; 0 for none", minimum=0)
+    zoneout: float = option(
+        0.0, "probability that a unit keeps its state at a step; 0 for none", minimum=0
+    )
+    detach: float = option(
+        0.0, "h-detach: probability that a step's recurrent product is cut; 0 for none", minimum=0
+    )
+    dilation: int = option(1, "steps that the recurrence reaches back", minimum=1)
     soft_orthogonal: float = option(
         0.0, "weight of |W^T W - I|^2, which draws W's singular values to 1; 0 for none", minimum=0
     )
@@ -89,6 +97,10 @@ def check_method(method: Method) -> None:
     if method.leak > 1:
         raise UsageError(f"--leak={method.leak}: above 1 there is no state to renew; give 0..1")
     check_initializer(method.recurrent_init, method.hidden_size)
+    if method.zoneout >= 1:
+        raise UsageError(f"--zoneout={method.zoneout:g}: no unit would ever change; give below 1")
+    if method.detach > 1:
+        raise UsageError(f"--detach={method.detach:g} is a probability; give at most 1")
     if method.stride > method.window:
         raise UsageError(
             f"--stride={method.stride}: --window={method.window} would leave out the losses "
@@ -123,6 +135,17 @@ def check_flossing(method: Method, steps: int, batch_size: int) -> None:
 
 def cell_of(method: Method, length: int, gain: Array | float | None = None) -> rnn_jax.Cell:
     """The cell, for sequences of so many steps; its gain may be traced, in a sweep."""
+    cell = _plain_cell(method, length, gain)
+    return switched_cell(cell, method.zoneout, method.detach, method.dilation)
+
+
+def lengthen_of(method: Method, length: int) -> Lengthen | None:
+    """What the cell reads behind its inputs, if anything."""
+    cell = _plain_cell(method, length, None)
+    return lengthen_inputs(cell, method.zoneout, method.detach, method.dilation)
+
+
+def _plain_cell(method: Method, length: int, gain: Array | float | None) -> rnn_jax.Cell:
     bias: Array | float = method.forget_bias
     if method.chrono:
         bias = theory.forget_bias_for(max(length, 3))

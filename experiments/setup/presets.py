@@ -28,6 +28,9 @@ PRESETS = {
     "clip_adaptive": Preset({"adaptive_clip": 0.01}, "Brock et al. 2021"),
     "noise": Preset({"gradient_noise": 0.01, "clip_norm": 1.0}, "Neelakantan et al. 2015"),
     "soft_orthogonal": Preset({"soft_orthogonal": 1e-3, **ORTHOGONAL}, "Vorontsov et al. 2017"),
+    "zoneout": Preset({"cell": "lstm", "zoneout": 0.1, **ORTHOGONAL}, "Krueger et al. 2017"),
+    "h_detach": Preset({"cell": "lstm", "detach": 0.25, **ORTHOGONAL}, "Arpit et al. 2019"),
+    "dilated": Preset({"cell": "gru", "dilation": 8, **ORTHOGONAL}, "Chang et al. 2017"),
     "clip_omega": Preset({"clip_norm": 1.0, "omega": 2.0}, "Pascanu et al. 2013, eq. 9"),
     "orthogonal": Preset(ORTHOGONAL, "Saxe et al. 2014"),
     "linear": Preset(

@@ -15,11 +15,13 @@ from experiments.setup.method import (
     Method,
     floss_iterations,
     floss_size,
+    lengthen_of,
     model_of,
     objective_of,
     optimizer_of,
     regularizer_of,
 )
+from experiments.setup.switches import Lengthen, lengthened
 from experiments.training.algorithm import (
     Algorithm,
     Arrays,
@@ -67,6 +69,9 @@ def task_algorithm(method: Method, data: Data, length: int, batch_size: int) -> 
         length: T, for settings that depend on it.
         batch_size: B.
     """
+    lengthen = lengthen_of(method, length)
+    trained = lengthened(data.task, lengthen, by_chance=True)
+    data = _evaluated(data, lengthen)
     task = data.task
     model = model_of(method, task, length)
     evaluated = objectives.task_objective(model, task)
@@ -75,9 +80,9 @@ def task_algorithm(method: Method, data: Data, length: int, batch_size: int) -> 
         return optimizer_of(method, hparams["learning_rate"], data.num_steps)
 
     return bptt_algorithm(
-        objective_of(method, model, task),
+        objective_of(method, model, trained),
         optimizer,
-        task.sample,
+        trained.sample,
         input_size=task.input_size,
         batch_size=batch_size,
         # Only the start depends on the gain: all else is of one model.
@@ -91,6 +96,18 @@ def task_algorithm(method: Method, data: Data, length: int, batch_size: int) -> 
         intervene=_floss(method, model, task) if method.floss_at else None,
         intervene_at=tuple(floss_iterations(method)),
     )
+
+
+def _evaluated(data: Data, lengthen: Lengthen | None) -> Data:
+    """The data with the inputs that a network sees when it is evaluated."""
+    if lengthen is None:
+        return data
+
+    def examples(key: Key) -> Batch:
+        batch = data.examples(key)
+        return batch._replace(inputs=lengthen(None, batch.inputs))
+
+    return data._replace(task=lengthened(data.task, lengthen, by_chance=False), examples=examples)
 
 
 def task_schedule(algorithm: Algorithm, data: Data, test_every: int) -> Schedule:

@@ -2,6 +2,7 @@
 
 from rnn_jax.cells.bfloat16 import bfloat16_products
 from rnn_jax.cells.cell import Affine, Cell, Derivative, affine_cell
+from rnn_jax.cells.dilated import dilated
 from rnn_jax.cells.dropout import DroppedParams, draw_masks, variational_dropout
 from rnn_jax.cells.elman import (
     ACTIVATIONS,
@@ -13,10 +14,12 @@ from rnn_jax.cells.elman import (
     leaky,
 )
 from rnn_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
+from rnn_jax.cells.h_detach import h_detach, with_detached
 from rnn_jax.cells.learned import LearnedStateParams, learned_initial_state
 from rnn_jax.cells.mgu import MGUParams, mgu
 from rnn_jax.cells.segmented import segmented
 from rnn_jax.cells.stack import stack
+from rnn_jax.cells.zoneout import with_zoneout, zoneout
 
 __all__ = [
     "ACTIVATIONS",
@@ -34,9 +37,11 @@ __all__ = [
     "MGUParams",
     "affine_cell",
     "bfloat16_products",
+    "dilated",
     "draw_masks",
     "elman",
     "gru",
+    "h_detach",
     "layer_norm_elman",
     "leaky",
     "learned_initial_state",
@@ -45,4 +50,7 @@ __all__ = [
     "segmented",
     "stack",
     "variational_dropout",
+    "with_detached",
+    "with_zoneout",
+    "zoneout",
 ]
