@@ -46,6 +46,7 @@ from rnn_jax.cells import (
     with_zoneout,
     zoneout,
 )
+from rnn_jax.inspect import Layer, inspect
 from rnn_jax.model import (
     Model,
     ModelParams,
@@ -73,6 +74,7 @@ __all__ = [
     "GRUParams",
     "LSTMParams",
     "LSTMState",
+    "Layer",
     "LayerNormElmanParams",
     "LeakyParams",
     "LearnedStateParams",
@@ -93,6 +95,7 @@ __all__ = [
     "gru",
     "h_detach",
     "initializers",
+    "inspect",
     "last_only",
     "layer_norm_elman",
     "leaky",

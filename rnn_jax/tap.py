@@ -1,6 +1,6 @@
 """Where a cotangent can be read: `tap` on one value, `adjoint_sites` beside a hand-written rule."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,23 @@ def _tap_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tup
     return primals[0], tangents[0] + tangents[1]
 
 
+@jax.custom_jvp
+def cut(value: Array, mark: Array) -> Array:
+    """`value`, to the last bit; what reaches it on the way back ends at `mark` where that is 1.
+
+    Where `mark` is 0 the gradient goes on into what `value` was computed from, too.
+    """
+    del mark
+    return value
+
+
+@cut.defjvp
+def _cut_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    value, mark = primals
+    through = jnp.where(mark == 0, tangents[0], jnp.zeros_like(tangents[0]))
+    return value, through + tangents[1]
+
+
 adjoint_sites_p = Primitive("adjoint_sites")
 """Zeros `[T, *shape]` for each of the first `num_states` operands `[*shape]`.
 
@@ -35,7 +52,9 @@ The other operands are what the states depend on: the zeros get a batch axis whe
 adjoint_sites_p.multiple_results = True
 
 
-def adjoint_sites(state: State, num_steps: int, depends_on: Any, label: str = "") -> State:
+def adjoint_sites(
+    state: State, num_steps: int, depends_on: Any, label: str = "", cell: Any = None
+) -> State:
     """Zeros `[T, ...]` like the states of a recurrence that starts from `state`.
 
     Args:
@@ -43,17 +62,33 @@ def adjoint_sites(state: State, num_steps: int, depends_on: Any, label: str = ""
         num_steps: T.
         depends_on: everything else that the recurrence is computed from.
         label: added to the name under which the recurrence is shown.
+        cell: what is unrolled, for `rnn_jax.inspect`.
     """
     leaves, tree = jax.tree.flatten(state)
-    others = jax.tree.leaves(depends_on)
+    others, other_tree = jax.tree.flatten(depends_on)
     zeros = adjoint_sites_p.bind(
-        *leaves, *others, num_states=len(leaves), num_steps=num_steps, label=label
+        *leaves,
+        *others,
+        num_states=len(leaves),
+        num_steps=num_steps,
+        label=label,
+        source=Source(cell, tree, other_tree),
     )
     return jax.tree.unflatten(tree, zeros)
 
 
-def _zeros(*operands: Array, num_states: int, num_steps: int, label: str) -> list[Array]:
-    del label
+class Source(NamedTuple):
+    """What an `adjoint_sites` stands beside: the cell, and how its operands belong together."""
+
+    cell: Any
+    state: Any
+    depends_on: Any
+
+
+def _zeros(
+    *operands: Array, num_states: int, num_steps: int, label: str, source: Source
+) -> list[Array]:
+    del label, source
     return [jnp.zeros((num_steps, *s.shape), s.dtype) for s in operands[:num_states]]
 
 
@@ -62,8 +97,10 @@ def varying_axes(aval: Any) -> frozenset[str]:
     return aval.manual_axis_type.varying
 
 
-def _abstract_zeros(*operands: Any, num_states: int, num_steps: int, label: str) -> list[Any]:
-    del label
+def _abstract_zeros(
+    *operands: Any, num_states: int, num_steps: int, label: str, source: Source
+) -> list[Any]:
+    del label, source
     varying = frozenset().union(*map(varying_axes, operands))
     result = []
     for state in operands[:num_states]:
@@ -101,3 +138,37 @@ adjoint_sites_p.def_abstract_eval(_abstract_zeros)
 batching.primitive_batchers[adjoint_sites_p] = _batch
 ad.primitive_jvps[adjoint_sites_p] = _jvp
 mlir.register_lowering(adjoint_sites_p, mlir.lower_fun(_zeros, multiple_results=True))
+
+
+sited_states_p = Primitive("sited_states")
+"""The states s_1..s_T that came out of a recurrence with sites: its first operands as they are.
+
+The others are the sites. Nothing is computed and nothing differentiated: it marks, for
+`rnn_jax.inspect`, where the direct part of dL/ds_t is to be read.
+"""
+sited_states_p.multiple_results = True
+
+
+def sited_states(states: State, sites: State) -> State:
+    """`states`, marked as those whose sites these are."""
+    leaves, tree = jax.tree.flatten(states)
+    return jax.tree.unflatten(tree, sited_states_p.bind(*leaves, *jax.tree.leaves(sites)))
+
+
+def _first_half(*operands: Any) -> list[Any]:
+    return list(operands[: len(operands) // 2])
+
+
+def _batch_states(operands: Any, axes: Any) -> tuple[list[Array], list[Any]]:
+    return sited_states_p.bind(*operands), _first_half(*axes)
+
+
+def _states_jvp(primals: Any, tangents: Any) -> tuple[list[Array], list[Any]]:
+    return sited_states_p.bind(*primals), _first_half(*tangents)
+
+
+sited_states_p.def_impl(_first_half)
+sited_states_p.def_abstract_eval(_first_half)
+batching.primitive_batchers[sited_states_p] = _batch_states
+ad.primitive_jvps[sited_states_p] = _states_jvp
+mlir.register_lowering(sited_states_p, mlir.lower_fun(_first_half, multiple_results=True))

@@ -15,12 +15,14 @@ class TracedLoss(NamedTuple):
     Attributes:
         program: `*leaves -> loss, *aux`; everything else is a constant of it.
         leaves: what the loss is differentiated by, as it was given.
+        arguments: their tree: that of the argument, of a list of them where `argnums` is several.
         restore_grads: gradients by the leaves -> as `jax.grad` returns them.
         restore_aux: the program's other results -> aux as the loss returns it.
     """
 
     program: Program
     leaves: list[Any]
+    arguments: Any
     restore_grads: Callable[[list[Any]], Any]
     restore_aux: Callable[[list[Any]], Any]
 
@@ -74,7 +76,8 @@ def trace_loss(
             whole[n] = array
         return jax.tree.unflatten(returned["tree"], whole)
 
-    return TracedLoss(program(closed), leaves, restore_grads, restore_aux)
+    arguments = tree.children()[0] if isinstance(argnums, int) else tree
+    return TracedLoss(program(closed), leaves, arguments, restore_grads, restore_aux)
 
 
 def _argument_numbers(argnums: int | Sequence[int], count: int) -> list[int]:

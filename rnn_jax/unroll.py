@@ -14,7 +14,7 @@ from rnn_jax.cells import Cell
 from rnn_jax.cells.cell import prepared
 from rnn_jax.checks import batch_shape_of, check_fit, num_steps_of
 from rnn_jax.placement import align, filled, on_its_mesh
-from rnn_jax.tap import adjoint_sites, tap
+from rnn_jax.tap import adjoint_sites, sited_states, tap
 from rnn_jax.types import Array, Params, State
 
 
@@ -88,11 +88,12 @@ def unroll_in_order(
     )
     xs, perturbations = _without_padding(xs, perturbations, valid)
     everything = (state, params, xs, valid)
-    sites = None
     # Nobody watches a call whose numbers are all there, and zeros would take as much as its states.
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(everything)):
-        sites = arrange(adjoint_sites(state, num_steps_of(xs), everything, label))
-    return _unroll_layers(cell, params, state, xs, perturbations, sites, valid)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(everything)):
+        return _unroll_layers(cell, params, state, xs, perturbations, None, valid)
+    sites = adjoint_sites(state, num_steps_of(xs), everything, label, cell)
+    states = _unroll_layers(cell, params, state, xs, perturbations, arrange(sites), valid)
+    return sited_states(states, sites)
 
 
 @on_its_mesh

@@ -1,9 +1,8 @@
 """dL/ds_t of every recurrence in any JAX function."""
 
-import fnmatch
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,20 +12,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rnn_jax.norms import state_norm
 from rnn_jax.scans import (
-    Found,
     Leaf,
     Recurrence,
+    Select,
     evaluate,
     find_recurrences,
     make_plan,
+    nothing_found,
     number_slots,
+    selected,
 )
 from rnn_jax.tap import varying_axes
 from rnn_jax.traced_loss import trace_loss
 from rnn_jax.types import Array
-
-Select = str | Iterable[str] | Callable[[str], bool]
-"""Names of recurrences, with the wildcards of a shell; or a function of a name."""
 
 
 def watch(
@@ -106,12 +104,12 @@ def watch(
         traced = trace_loss(loss_fn, argnums, has_aux, args, kwargs)
         found = find_recurrences(traced.program.jaxpr)
         if not found.recurrences:
-            raise ValueError(_nothing_found(found))
+            raise ValueError(nothing_found(found))
         if found.unwatchable:
             warnings.warn(
                 f"rnn_jax.watch shows no dL/ds_t of {', '.join(found.unwatchable)}", stacklevel=2
             )
-        numbered = number_slots(_selected(found.recurrences, select))
+        numbered = number_slots(selected(found.recurrences, select))
         plan = make_plan(traced.program.jaxpr, numbered)
         zeros = {
             slot: _zeros_for(recurrence, leaf)
@@ -162,44 +160,3 @@ def _norm(adjoints: Sequence[Array], unit_axes: int) -> Array:
     if any(a.size == 0 for a in precise):
         return jnp.zeros(precise[0].shape[:-1], jnp.result_type(*precise))
     return state_norm(precise, precise[0].ndim - 1)
-
-
-def _selected(recurrences: Sequence[Recurrence], select: Select | None) -> list[Recurrence]:
-    names = [r.name for r in recurrences]
-    if select is None:
-        return list(recurrences)
-    if callable(select):
-        chosen = {name for name in names if select(name)}
-        if not chosen:
-            raise ValueError(f"select takes none of the recurrences; there are {names}")
-    else:
-        chosen = set()
-        for pattern in (select,) if isinstance(select, str) else tuple(select):
-            matching = {n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern)}
-            if not matching:
-                raise ValueError(f"select names {pattern!r}, but the recurrences are {names}")
-            chosen |= matching
-    return [r for r in recurrences if r.name in chosen]
-
-
-def _nothing_found(found: Found) -> str:
-    looked = (
-        f"{found.num_equations} equations were looked at, also within jit, checkpoint, cond, scan, "
-        "custom derivatives and shard_map"
-    )
-    if found.stateless:
-        what = (
-            f"the scans in this loss carry no recurrent state ({looked}): "
-            f"{', '.join(found.stateless)}; what a carry only holds, moves, overwrites or adds to "
-            "is not computed from its own old value"
-        )
-    else:
-        what = (
-            f"there is no lax.scan in this loss ({looked}); a Python loop over time is not seen: "
-            "write it with lax.scan, a layer such as flax.linen.RNN, or rnn_jax.unroll"
-        )
-    if found.unwatchable:
-        what += f". Found, but nothing to watch: {', '.join(found.unwatchable)}"
-    if getattr(jax.config, "jax_disable_jit"):  # noqa: B009, not in the types of every JAX
-        what += ". Under jax.disable_jit() every scan is a Python loop"
-    return what

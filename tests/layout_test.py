@@ -36,6 +36,8 @@ ALLOWED = {
     "scans": {"tap", "types"},
     "traced_loss": {"scans"},
     "watch": {"norms", "scans", "tap", "traced_loss", "types"},
+    "found_cells": {"cells", "scans", "types"},
+    "inspect": {"cells", "found_cells", "gradflow", "scans", "tap", "traced_loss", "types"},
     "tasks": {"losses", "types"},
     "cells": {"types", "placement", "initializers", "matrix_exponential"},
     "bridge": {"cells", "types"},

@@ -4,6 +4,7 @@ Remedies are worked out from an `Anatomy` alone. A new cell gets remedies of its
 here and one entry of `OURS` or `FLAX`; any other cell is examined leaf by leaf.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -173,6 +174,41 @@ FLAX: dict[frozenset[str], Callable[[Any], Anatomy | None]] = {
 """Entries of a Flax cell's parameters -> what they are."""
 
 
+WEIGHTS = re.compile(r"weight_hh(_l\d+)?(_reverse)?")
+"""Recurrent matrices in the layout of PyTorch and Equinox: `[G H, H]`, a block of rows a gate."""
+
+
+def _rows(params: Any) -> list[Anatomy]:
+    """Cells of PyTorch's layout, several layers side by side or one of Equinox's."""
+    children = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: x is not params)[0]
+    entries = {_entry(key[-1]): (jax.tree_util.keystr(key), leaf) for key, leaf in children if key}
+    found = []
+    for name, (path, W) in entries.items():
+        if not WEIGHTS.fullmatch(name) or jnp.ndim(W) != 2:
+            continue
+        suffix = name.removeprefix("weight_hh")
+        names = (f"bias{suffix}", f"bias_hh{suffix}", f"bias_ih{suffix}")
+        biases = [entries[n][0] for n in names if n in entries and entries[n][1] is not None]
+        rows, size = jnp.shape(W)
+        gate = {3: "update", 4: "forget"}.get(rows // size)
+        bias = Part(biases[0]) if biases else None
+        scales = {"W": (Part(path),)}
+        if rows == size:
+            U = entries.get(f"weight_ih{suffix}")
+            inputs = None if U is None else Part(U[0])
+            found.append(Anatomy(ANY_LSTM, ANY_ORTHOGONAL, scales, Part(path), inputs, bias))
+        elif gate is not None and rows % size == 0:
+            if bias is not None:
+                bias = bias._replace(columns=(size, 2 * size))
+            found.append(_gated(scales, gate, bias, ANY_LSTM, ANY_ORTHOGONAL))
+    return found
+
+
+def _entry(key: Any) -> str:
+    """The name of a dict's or an object's entry."""
+    return str(getattr(key, "key", getattr(key, "name", "")))
+
+
 def anatomies(params: Params, path: str = "") -> list[Anatomy]:
     """Every known cell within the parameters: of a stack each layer, of a wrapped cell that one."""
     make = OURS.get(type(params))
@@ -180,6 +216,8 @@ def anatomies(params: Params, path: str = "") -> list[Anatomy]:
         make = FLAX.get(frozenset(map(str, params)))
     if make is not None and (found := make(params)) is not None:
         return [_within(found, path)]
+    if rows := _rows(params):
+        return [_within(found, path) for found in rows]
     children = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: x is not params)[0]
     return [
         anatomy

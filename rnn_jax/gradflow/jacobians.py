@@ -172,12 +172,24 @@ def _mean_over_batch(measure: Callable[..., tuple[Array, Array]], cell: Cell, ru
 
 def _push(cell: Cell, run: _Run, previous: State, x: Any, vectors: Scaled, careful: bool) -> Scaled:
     """J_t times each row of `vectors`, `[E, k, N]`, each at a scale of its own."""
-    _, jvp = jax.linearize(lambda state: cell.step(run.params, state, x), previous)
+    jvp = _forward(lambda state: cell.step(run.params, state, x), previous)
 
     def product(v: Array) -> Array:
         return flat_examples(jvp(run.restore(v)), run.batch_ndim)[0]
 
     return apply(jax.vmap(product, in_axes=1, out_axes=1), vectors, careful)
+
+
+def _forward(step: Callable[[State], State], state: State) -> Callable[[State], State]:
+    """J v as a function of v; a function with a derivative of its own has J^T alone."""
+    try:
+        return jax.linearize(step, state)[1]
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+    _, pull = jax.vjp(step, state)
+    push = jax.linear_transpose(lambda adjoint: pull(adjoint)[0], state)
+    return lambda v: push(v)[0]
 
 
 def _pull(cell: Cell, run: _Run, previous: State, x: Any, vectors: Scaled, careful: bool) -> Scaled:

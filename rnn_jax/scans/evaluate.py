@@ -55,8 +55,8 @@ def evaluate(program: Program, plan: Plan, zeros: Zeros, args: Sequence[Any]) ->
 
 
 def _tapped(value: Any, taps: Sequence[Tap], zeros: Zeros) -> Any:
-    for slot, fit in taps:
-        value = tap(value, fit(zeros[slot]))
+    for slot, fit, put in taps:
+        value = put(value, fit(zeros[slot]))
     return value
 
 

@@ -22,18 +22,21 @@ from rnn_jax.scans.equations import (
 from rnn_jax.scans.flips import Order, order_of
 from rnn_jax.scans.search import Recurrence
 from rnn_jax.scans.twins import Piece, compose, pieces_beside
-from rnn_jax.tap import adjoint_sites_p
+from rnn_jax.tap import adjoint_sites_p, sited_states_p, tap
 from rnn_jax.types import Array
 
 Slot = int
 """Number of an array of zeros."""
+Put = Callable[[Array, Array], Array]
+"""`(value, zeros) -> value`: `rnn_jax.tap.tap`, or one that cuts the recurrence."""
 
 
 class Tap(NamedTuple):
-    """Zeros for a value: which, and how a leaf's zeros become the value's."""
+    """Zeros for a value: which, how a leaf's zeros become the value's, and how they meet it."""
 
     slot: Slot
     fit: Callable[[Array], Array]
+    put: Put
 
 
 @dataclass
@@ -83,7 +86,20 @@ def make_plan(jaxpr: Jaxpr, numbered: Sequence[Slots]) -> Plan:
     """Where the zeros of these recurrences go."""
     plan = Plan()
     for recurrence, slots in numbered:
-        _plan_recurrence(plan, jaxpr, recurrence, slots)
+        _plan_recurrence(plan, jaxpr, recurrence, slots, tap, ordered=True)
+    return plan
+
+
+def make_cut(jaxpr: Jaxpr, slots: Slots, put: Put) -> Plan:
+    """Where one recurrence is cut, in the scan's own order: each s_t from what it is computed from.
+
+    Args:
+        jaxpr: the program.
+        slots: the recurrence; all state of its scan.
+        put: what is done with each value and its zeros.
+    """
+    plan = Plan()
+    _plan_recurrence(plan, jaxpr, *slots, put, ordered=False)
     return plan
 
 
@@ -100,7 +116,12 @@ def slots_within(plan: Plan) -> set[Slot]:
 
 
 def _plan_recurrence(
-    plan: Plan, jaxpr: Jaxpr, recurrence: Recurrence, slots: tuple[Slot, ...]
+    plan: Plan,
+    jaxpr: Jaxpr,
+    recurrence: Recurrence,
+    slots: tuple[Slot, ...],
+    put: Put,
+    ordered: bool,
 ) -> None:
     *way, number = recurrence.path
     depth = 0
@@ -109,21 +130,36 @@ def _plan_recurrence(
         if kind_of(eqn) == "shard_map":
             axes = recurrence.outer[depth].mesh_axes
             plan.devices.setdefault(at, {}).update(dict.fromkeys(slots, axes))
-        if kind_of(eqn) == "scan":
+        if kind_of(eqn) == "scan" and ordered:
             _plan_order(plan, jaxpr, at)
         depth += kind_of(eqn) in ("scan", "shard_map")
         plan, jaxpr = plan.within(at, eqn)[which], programs_of(eqn)[which].jaxpr
     eqn = jaxpr.eqns[number]
     positions = [leaf.position for leaf in recurrence.leaves]
+    if eqn.primitive is adjoint_sites_p and not ordered:
+        marked = marked_states(jaxpr, eqn)
+        for n, slot in zip(positions, slots, strict=True):
+            plan.values.setdefault(marked[n], []).append(Tap(slot, _as_it_is, put))
+        return
     if eqn.primitive is adjoint_sites_p:
         plan.sites[number] = dict(zip(positions, slots, strict=True))
         return
-    _plan_order(plan, jaxpr, number)
+    if ordered:
+        _plan_order(plan, jaxpr, number)
     body = programs_of(eqn)[0].jaxpr
     (inner,) = plan.within(number, eqn)
     for slot in dict.fromkeys(slots):
         position = positions[slots.index(slot)]
-        _tap_result(inner, body, position, Tap(slot, _as_it_is), positions)
+        _tap_result(inner, body, position, Tap(slot, _as_it_is, put), positions)
+
+
+def marked_states(jaxpr: Jaxpr, sites: Equation) -> list[Var]:
+    """The states that an unrolled cell returned, of the equation of its sites."""
+    return next(
+        list(eqn.outvars)
+        for eqn in jaxpr.eqns
+        if eqn.primitive is sited_states_p and sites.outvars[0] in eqn.invars
+    )
 
 
 def _plan_order(plan: Plan, jaxpr: Jaxpr, number: int) -> None:
@@ -155,7 +191,7 @@ def _tap_result(plan: Plan, jaxpr: Jaxpr, position: int, tap: Tap, states: Seque
     stops = [jaxpr.outvars[n] for n in states]
     pieces = pieces_beside(jaxpr, var, others, stops)
     for piece in pieces or [Piece(var, None, _as_it_is)]:
-        fitted = Tap(tap.slot, compose(tap.fit, piece.fit))
+        fitted = tap._replace(fit=compose(tap.fit, piece.fit))
         if piece.operand_of is not None:
             plan.operands.setdefault(piece.operand_of, []).append(fitted)
         else:

@@ -20,7 +20,7 @@ from rnn_jax.scans.equations import (
 )
 from rnn_jax.scans.names import name_of, position, unique
 from rnn_jax.scans.recurrence import carries_state, recurrent_leaves
-from rnn_jax.tap import adjoint_sites_p, varying_axes
+from rnn_jax.tap import adjoint_sites_p, sited_states_p, varying_axes
 
 Path = tuple[int, ...]
 """Numbers of equations, and of the program within each, from the outermost to the recurrence's."""
@@ -146,6 +146,9 @@ def _search(jaxpr: Jaxpr, varied: set[Any], level: _Level, collected: _Collected
         if eqn.primitive is adjoint_sites_p:
             collected.recurrences.append(_sites(eqn, here))
             sited.update(eqn.outvars)
+            continue
+        if eqn.primitive is sited_states_p:
+            varied.update(eqn.outvars)
             continue
         inner = all_programs_of(eqn)
         if operands & sited:
