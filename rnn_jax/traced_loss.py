@@ -76,7 +76,7 @@ def trace_loss(
             whole[n] = array
         return jax.tree.unflatten(returned["tree"], whole)
 
-    arguments = tree.children()[0] if isinstance(argnums, int) else tree
+    arguments = jax.tree.structure(args[numbers[0]]) if isinstance(argnums, int) else tree
     return TracedLoss(program(closed), leaves, arguments, restore_grads, restore_aux)
 
 

@@ -192,7 +192,7 @@ def _rows(params: Any) -> list[Anatomy]:
         rows, size = jnp.shape(W)
         gate = {3: "update", 4: "forget"}.get(rows // size)
         bias = Part(biases[0]) if biases else None
-        scales = {"W": (Part(path),)}
+        scales: dict[str, tuple[Part, ...]] = {"W": (Part(path),)}
         if rows == size:
             U = entries.get(f"weight_ih{suffix}")
             inputs = None if U is None else Part(U[0])
