@@ -116,6 +116,23 @@ def test_every_remedy_of_every_cell_does_what_it_promises(name):
     check_remedies(ALL[name]())
 
 
+@pytest.mark.parametrize("name", ["orthogonal W", "gated cell"])
+def test_a_cell_that_is_named_beside_a_remedy_has_a_healthy_gradient(name):
+    """The number that speaks for it, T or the spread of W, is in the sentence."""
+    ill = OURS["elman"]()
+    params = ill.cell.init(jax.random.key(2), 1)
+    found = diagnosed(ill.cell, params, inputs(ill.input_std))
+    advice = remedy(found, name).advice
+    call = re.search(r"rnn_jax\.(exp_rnn|lru)\((\d+)(?:, r_min=([\d.]+))?\)", advice)
+    cell = getattr(rnn_jax, call[1])(int(call[2]), **({"r_min": float(call[3])} if call[3] else {}))
+    assert int(call[2]) == H
+    losses = LastStep(read(cell))
+    named = cell.init(jax.random.key(2), 1)
+    assert diagnosed(cell, named, inputs(ill.input_std), losses).verdict == "healthy"
+    if call[3]:
+        np.testing.assert_allclose(float(call[3]), 1 - 1 / T, rtol=1e-3)
+
+
 NAMES = {
     "linen.SimpleCell": "params['h']['kernel']",
     "linen.LSTMCell": "params['hf']['bias']",

@@ -96,6 +96,11 @@ OURS = {
     "lstm-exploding": lambda: Ill(
         rnn_jax.lstm(H, recurrent_init=gaussian(12.0)), ("scale W", *BOUNDS)
     ),
+    "slstm": lambda: Ill(
+        rnn_jax.slstm(H, recurrent_init=gaussian(0.3)),
+        ("forget-gate bias",),
+        lambda p: lstm_bias(p, -0.5),
+    ),
     "gru": lambda: Ill(rnn_jax.gru(H, recurrent_init=gaussian(0.5)), ("update-gate bias",)),
     "gru-exploding": lambda: Ill(
         rnn_jax.gru(H, recurrent_init=gaussian(8.0)), ("scale W", *BOUNDS)

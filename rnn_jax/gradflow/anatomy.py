@@ -19,6 +19,7 @@ from rnn_jax.cells import (
     LSTMParams,
     MGUParams,
 )
+from rnn_jax.cells.slstm import SLSTMParams
 from rnn_jax.types import Array, Params
 
 
@@ -90,6 +91,10 @@ def _our_lstm(params: Any) -> Anatomy:
     return _gated({"W": (Part(".W"),)}, "forget", bias, OUR_LSTM, OUR_ORTHOGONAL)
 
 
+def _our_slstm(params: Any) -> Anatomy:
+    return _our_lstm(params)  # The same layout, its gates in the same order.
+
+
 def _our_gru(params: Any) -> Anatomy:
     size = params.W.shape[-2]
     bias = Part(".b", (size, 2 * size))
@@ -108,6 +113,7 @@ OURS: dict[type, Callable[[Any], Anatomy | None]] = {
     LSTMParams: _our_lstm,
     GRUParams: _our_gru,
     MGUParams: _our_mgu,
+    SLSTMParams: _our_slstm,
 }
 """Type of a cell's parameters -> what they are."""
 

@@ -163,11 +163,16 @@ def orthogonal_matrix(case: Case, gain: list[Remedy]) -> list[Remedy]:
     low, high = np.percentile(values, [10, 90])
     if low > 0.8 and high < 1.25:
         return []
+    advice = (
+        f"draw {names(case, squares)} orthogonal ({', '.join(sorted(draw))}): singular values run "
+        f"from {values.min():.2g} to {values.max():.2g}, those of an orthogonal matrix are all 1"
+    )
+    if draw == {anatomy.OUR_ORTHOGONAL}:
+        advice += f" (and stay there in training, in rnn_jax.exp_rnn({len(matrices[0])}))"
     return after_trial(
         case,
         "orthogonal W",
-        f"draw {names(case, squares)} orthogonal ({', '.join(sorted(draw))}): singular values run "
-        f"from {values.min():.2g} to {values.max():.2g}, those of an orthogonal matrix are all 1",
+        advice,
         "growth rate",
         trial(case.network, squares, "orthogonal", 1.0),
     )

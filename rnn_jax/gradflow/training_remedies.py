@@ -92,6 +92,9 @@ def gated_cell(case: Case) -> list[Remedy]:
         f"{take.format(size=size, bias=bias)}: this gradient's horizon is {reach(horizon)} of "
         f"{num_steps}, and a forget gate of 1 - 1/{num_steps} keeps it over all of them"
     )
+    if take == anatomy.OUR_LSTM:
+        kept = 1 - 1 / max(num_steps, 2)
+        advice += f", as do the modes of rnn_jax.lru({size}, r_min={kept:.4g})"
     return [Remedy("gated cell", advice, bias, "horizon", horizon)]
 
 
