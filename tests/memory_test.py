@@ -282,6 +282,7 @@ def test_every_cure_changes_what_is_run():
         ({"floss_exponents": 6}, "--floss_exponents=6: 5 units"),
         ({"leak": 1.5, "cell": "leaky"}, "--leak=1.5: above 1"),
         ({"gains": "-1"}, "--gains=-1"),
+        ({"auxiliary": 1.0, "window": 3}, "--auxiliary=1: it goes with full BPTT"),
         ({"zoneout": 1.0}, "--zoneout=1: no unit would ever change"),
         ({"detach": 1.5}, "--detach=1.5 is a probability"),
         ({"detach": 0.5, "cell": "lem"}, "--detach=0.5: this cell does not say where"),

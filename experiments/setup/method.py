@@ -17,13 +17,14 @@ from experiments.setup.cells import (
     make_cell,
 )
 from experiments.setup.switches import Lengthen, lengthen_inputs, switched_cell
-from experiments.setup.tasks import OPTIMIZERS, model_for
+from experiments.setup.tasks import OPTIMIZERS, auxiliary_model_for, model_for
 from rnn_jax import initializers, objectives
 from rnn_jax.cells import ACTIVATIONS
 from rnn_jax.gradflow import theory
 from rnn_jax.model import Model
 from rnn_jax.tasks.task import Task
 from rnn_jax.training import optim, regularizers, truncated
+from rnn_jax.training.auxiliary import auxiliary_objective
 from rnn_jax.training.spectrum import soft_orthogonal
 from rnn_jax.types import Array
 
@@ -67,6 +68,12 @@ class Method:
         0.0, "h-detach: probability that a step's recurrent product is cut; 0 for none", minimum=0
     )
     dilation: int = option(1, "steps that the recurrence reaches back", minimum=1)
+    auxiliary: float = option(
+        0.0,
+        "weight of the loss by which each state is asked for a past input; 0 for none",
+        minimum=0,
+    )
+    auxiliary_lag: int = option(10, "how many steps before", minimum=1)
     soft_orthogonal: float = option(
         0.0, "weight of |W^T W - I|^2, which draws W's singular values to 1; 0 for none", minimum=0
     )
@@ -99,6 +106,11 @@ def check_method(method: Method) -> None:
     check_initializer(method.recurrent_init, method.hidden_size)
     if method.zoneout >= 1:
         raise UsageError(f"--zoneout={method.zoneout:g}: no unit would ever change; give below 1")
+    if method.auxiliary and (method.window or method.zoneout or method.detach):
+        raise UsageError(
+            f"--auxiliary={method.auxiliary:g}: it goes with full BPTT on plain inputs; leave "
+            "--window, --zoneout and --detach at 0"
+        )
     if method.detach > 1:
         raise UsageError(f"--detach={method.detach:g} is a probability; give at most 1")
     if method.stride > method.window:
@@ -170,11 +182,14 @@ def _plain_cell(method: Method, length: int, gain: Array | float | None) -> rnn_
 
 def model_of(method: Method, task: Task, length: int, gain: Array | float | None = None) -> Model:
     """The cell with the readout that a task wants."""
-    return model_for(task, cell_of(method, length, gain))
+    make = auxiliary_model_for if method.auxiliary else model_for
+    return make(task, cell_of(method, length, gain))
 
 
 def objective_of(method: Method, model: Model, task: Task) -> objectives.Objective:
     """What is trained: the task, by full or by truncated BPTT."""
+    if method.auxiliary:
+        return auxiliary_objective(model, task, method.auxiliary, method.auxiliary_lag)
     if not method.window:
         return objectives.task_objective(model, task)
     return truncated.truncated_objective(model, task, method.window, method.stride or method.window)

@@ -31,6 +31,9 @@ PRESETS = {
     "zoneout": Preset({"cell": "lstm", "zoneout": 0.1, **ORTHOGONAL}, "Krueger et al. 2017"),
     "h_detach": Preset({"cell": "lstm", "detach": 0.25, **ORTHOGONAL}, "Arpit et al. 2019"),
     "dilated": Preset({"cell": "gru", "dilation": 8, **ORTHOGONAL}, "Chang et al. 2017"),
+    "auxiliary": Preset(
+        {"auxiliary": 1.0, "auxiliary_lag": 10, "clip_norm": 1.0}, "Trinh et al. 2018"
+    ),
     "clip_omega": Preset({"clip_norm": 1.0, "omega": 2.0}, "Pascanu et al. 2013, eq. 9"),
     "orthogonal": Preset(ORTHOGONAL, "Saxe et al. 2014"),
     "linear": Preset(

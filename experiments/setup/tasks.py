@@ -11,6 +11,7 @@ from experiments.setup.named import named
 from rnn_jax.model import Model
 from rnn_jax.tasks.registry import TASKS
 from rnn_jax.tasks.task import Task
+from rnn_jax.training.auxiliary import auxiliary_model
 
 TASK_HELP = f"{', '.join(TASKS)}, or my_module:my_task, `(length, batch size) -> Task`, of your own"
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
@@ -23,6 +24,12 @@ def model_for(task: Task, cell: rnn_jax.Cell) -> Model:
     """The cell with the readout that a task wants."""
     make = rnn_jax.last_only if task.last_only else rnn_jax.sequence_model
     return make(cell, task.output_size)
+
+
+def auxiliary_model_for(task: Task, cell: rnn_jax.Cell) -> Model:
+    """The same, with a readout of past inputs beside it."""
+    make = rnn_jax.last_only if task.last_only else rnn_jax.sequence_model
+    return auxiliary_model(make, cell, task.output_size, task.input_size)
 
 
 def task_named(name: str, length: int, batch_size: int) -> Task:
