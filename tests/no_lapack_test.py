@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import rnn_jax
 from rnn_jax import gradflow, initializers
@@ -148,22 +149,42 @@ def test_orthogonal_weights_are_the_ones_that_jax_draws():
     np.testing.assert_allclose(initializers.orthogonal(1.3)(key, (9, 9)), wanted, atol=3e-6)
 
 
+FLAX = "bridge.from_linen(nn.LSTMCell(64))"
 MANY_AT_ONCE = """
 import jax, jax.numpy as jnp
+from flax import linen as nn
 import rnn_jax
-c = rnn_jax.stack([rnn_jax.lstm(64)] * 2)
+from rnn_jax import bridge
+c = rnn_jax.stack([MAKE] * 2)
 f = jax.jit(jax.vmap(lambda k: sum(jnp.sum(l) for l in jax.tree.leaves(c.init(k, 1)))))
 for i in range(10):
     jax.block_until_ready(f(jax.random.split(jax.random.key(i), 16)))
 """
 
 
+def test_of_a_flax_cell_each_network_is_drawn_by_itself():
+    """Flax calls LAPACK; a kernel of one matrix waits for nobody."""
+    cell = rnn_jax.bridge.from_linen(nn.LSTMCell(H))
+    text = jax.jit(jax.vmap(lambda key: cell.init(key, D))).lower(KEYS).as_text()
+    calls = [line for line in text.splitlines() if "@lapack_sgeqrf" in line]
+    assert calls
+    assert all(f"(tensor<{H}x{H}xf32>)" in line for line in calls)
+    drawn = jax.jit(jax.vmap(lambda key: cell.init(key, D)))(KEYS)
+    for place, key in enumerate(KEYS):
+        jax.tree.map(
+            lambda one, all, place=place: np.testing.assert_allclose(all[place], one, atol=1e-6),
+            cell.init(key, D), drawn,
+        )  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", [None, "1", "2", "64"])
-def test_many_orthogonal_matrices_at_once_come_to_an_end(threads):
+@pytest.mark.parametrize(
+    ("make", "threads"),
+    [*(("rnn_jax.lstm(64)", threads) for threads in (None, "1", "2", "64")), (FLAX, "2")],
+)
+def test_many_orthogonal_matrices_at_once_come_to_an_end(make, threads):
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
     environment |= {"XLA_FLAGS": "", **({"NPROC": threads} if threads else {})}
+    program = MANY_AT_ONCE.replace("MAKE", make)
     for _ in range(2):
-        subprocess.run(
-            [sys.executable, "-c", MANY_AT_ONCE], env=environment, check=True, timeout=120
-        )
+        subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)

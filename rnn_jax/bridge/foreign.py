@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import sequential_vmap
 
 from rnn_jax.cells import Cell
 from rnn_jax.types import Array, Key, Params, State
@@ -64,7 +65,9 @@ def as_cell(
                 f"the carry of {foreign.name} has another shape with an input of shape {shape} "
                 f"than with {probe_shape}; bridge it with input_shape={shape}"
             )
-        return foreign.init(key, shape)
+        # Flax draws orthogonal weights by LAPACK. Of many networks at once, several such draws can
+        # wait on XLA's CPU threads for each other (docs/upstream/lapack_deadlock.md).
+        return sequential_vmap(lambda key: foreign.init(key, shape))(key)
 
     def initial_state(params: Params, batch_shape: Shape = ()) -> State:
         start = foreign.carry((*batch_shape, *probe_shape))
