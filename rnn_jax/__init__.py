@@ -118,6 +118,7 @@ __all__ = [
 LAZY = (
     "bptt",
     "bridge",
+    "equinox",
     "gradflow",
     "io",
     "linen",

@@ -191,6 +191,47 @@ def test_a_foreign_cell_trains_and_is_measured(make):
     assert gradflow.diagnose(cell, params, start, xs, step_losses).verdict
 
 
+def bare(cell):
+    return cell._replace(affine=None, prepare=None)
+
+
+KNOWN = {
+    "linen": lambda: from_linen(lambda: nn.OptimizedLSTMCell(H, **DOUBLE)),
+    "nnx": lambda: from_nnx(nnx.GRUCell(D, H, rngs=nnx.Rngs(3), **DOUBLE)),
+    "own type": lambda: from_nnx(nnx.SimpleCell(D, H, rngs=nnx.Rngs(3))),
+    "mixed": lambda: from_linen(nn.MGUCell(H, dtype=jnp.float32, param_dtype=jnp.float64)),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_cells_come_with_their_structure(x64, name):
+    """With it and without it gradients and remedies are the same, by the user's own names."""
+    cell = KNOWN[name]()
+    assert cell.affine is not None
+    drawn = jax.jit(cell.init, static_argnums=1)(jax.random.key(0), D)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), drawn)
+    state = cell.initial_state(params, (B,))
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(T, B, D)))
+
+    def total(cell, params, xs):
+        states = rnn_jax.unroll(cell, params, state, xs)
+        return jnp.sum(jnp.sin(3 * cell.emit(states)))
+
+    def both(params, xs):
+        return [jax.value_and_grad(total, (1, 2))(c, params, xs) for c in (cell, bare(cell))]
+
+    with_it, without = jax.jit(both)(params, xs)
+    exact = name in ("linen", "nnx")
+    assert_close(with_it, without, rtol=1e-10 if exact else 1e-4, atol=1e-12 if exact else 1e-5)
+    assert jax.tree.structure(with_it[1][0]) == jax.tree.structure(params)
+
+
+def test_a_cell_itself_keeps_its_weights():
+    own = nnx.GRUCell(D, H, rngs=nnx.Rngs(3))
+    params = from_nnx(own).init(jax.random.key(0), D)
+    np.testing.assert_array_equal(params["dense_h"]["kernel"], own.dense_h.kernel[...])
+
+
 def test_a_foreign_cell_in_a_sweep():
     """Each lane is the network alone."""
     cell = from_linen(nn.SimpleCell(H))
@@ -360,7 +401,7 @@ LINEN_ERRORS = {
     "an image": (nn.ConvLSTMCell(3, (2, 2)), r"ConvLSTMCell failed .*\(1,\).*input_shape="),
 }
 NNX_ERRORS = {
-    "a cell": (nnx.GRUCell(2, 3, rngs=nnx.Rngs(0)), r"rngs -> cell, but was given GRUCell; for"),
+    "a number": (3, r"wants a cell or a function rngs -> cell, but was given int; for"),
     "no module": (lambda rngs: nn.GRUCell(3), r"returned a GRUCell; .*there is from_linen"),
     "no rngs": (lambda: None, r"the factory failed to make a cell .*let it take rngs alone"),
     "no carry": (CarrylessNNX, r"CarrylessNNX has no initialize_carry; give it one"),

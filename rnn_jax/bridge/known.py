@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from rnn_jax.bridge.flax_params import from_flax
+from rnn_jax.bridge.flax_params import CellParams, from_flax
 from rnn_jax.cells import Affine, Cell, Derivative, LSTMState, affine_cell, elman, gru, lstm, mgu
 from rnn_jax.types import Array, Params, State
 
@@ -76,6 +76,62 @@ def known_nnx(cell: Any) -> Known | None:
         return None
     makers: dict[Any, Any] = {nnx.SimpleCell: _simple, nnx.GRUCell: _gru}
     return makers.get(type(cell), _lstm)(cell, cell.hidden_features)
+
+
+def with_structure(cell: Cell, known: Known | None) -> Cell:
+    """A bridged cell that takes its steps as ours does; one that is not known stays as it is.
+
+    Parameters and state remain the foreign ones. They become ours once a sequence and once a step,
+    and the state keeps its type whatever that of the weights is.
+    """
+    if known is None:
+        return cell
+    ours, affine = known.cell, known.cell.affine
+    assert affine is not None
+
+    def prepare(params: Params) -> Params:
+        return params if isinstance(params, CellParams) else known.params(params)
+
+    def initial_state(params: Params, batch_shape: tuple[int, ...] = ()) -> State:
+        state = cell.initial_state(params, batch_shape)
+        if affine.slope is None or known.dtype is None:
+            return state
+        return jax.tree.map(lambda leaf: leaf.astype(known.dtype), state)
+
+    def carried(new: State, old: State) -> State:
+        return jax.tree.map(lambda a, b: a.astype(b.dtype), known.carry(new), old)
+
+    def step(params: Params, state: State, x: Array) -> State:
+        return carried(ours.step(prepare(params), known.state(state), x), state)
+
+    derivative = affine.derivative
+    if derivative is not None:
+        by_hand = derivative
+
+        def keep(state: State, a: Array, r: Array) -> tuple[State, Any]:
+            new, kept = by_hand.keep(known.state(state), a, r)
+            return carried(new, state), kept
+
+        def pull(state: State, new: State, kept: Any, adjoint: State) -> tuple[State, Any, Any]:
+            states = (known.state(state), known.state(new), kept, known.state(adjoint))
+            past, projected, recurred = by_hand.pull(*states)
+            return carried(past, adjoint), projected, recurred
+
+        derivative = Derivative(keep, pull)
+    return cell._replace(
+        initial_state=initial_state,
+        step=step,
+        prepare=prepare,
+        affine=Affine(
+            project=lambda params, x: affine.project(prepare(params), x),
+            recur=lambda params, state: affine.recur(prepare(params), known.state(state)),
+            activate=lambda params, state, a, r: carried(
+                affine.activate(prepare(params), known.state(state), a, r), state
+            ),
+            slope=affine.slope,
+            derivative=derivative,
+        ),
+    )
 
 
 def nnx_weights(cell: Any) -> dict[str, dict[str, Array]]:

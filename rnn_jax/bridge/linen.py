@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from flax import linen
 
 from rnn_jax.bridge.foreign import Foreign, as_cell, check_initializes_carry
+from rnn_jax.bridge.known import known_linen, with_structure
 from rnn_jax.cells import Cell
 from rnn_jax.types import Array, Key, Params, State
 
 
 def from_linen(
-    module: linen.Module,
+    module: linen.Module | Callable[[], linen.Module],
     *,
     input_shape: tuple[int, ...] | None = None,
     emit: Callable[[State], Array] | None = None,
@@ -22,7 +23,7 @@ def from_linen(
 
     Args:
         module: a cell such as `linen.GRUCell(features=16)`: `(carry, x) -> (carry, output)` with
-            an `initialize_carry`.
+            an `initialize_carry`; or a function without arguments that returns one.
         input_shape: the shape of one example's input at one step, where it is no vector: an image
             `(height, width, channels)` for `ConvLSTMCell`. xs are then `[T, B, D]` with the image
             flattened, and so is what the readout sees. Also for cells whose carry depends on it.
@@ -30,7 +31,9 @@ def from_linen(
 
     Returns:
         A `Cell`. Its params are the module's collection "params", its state the carry; `emit`
-        gives the carry's leaf that is the cell's output. Carries drawn at random are those of
+        gives the carry's leaf that is the cell's output. Flax's own `SimpleCell`, `LSTMCell`,
+        `OptimizedLSTMCell`, `GRUCell` and `MGUCell` have `affine` parts, and with them the speed
+        of elman, lstm, gru and mgu. Carries drawn at random are those of
         `jax.random.key(0)`.
 
     Raises:
@@ -46,6 +49,8 @@ def from_linen(
     >>> rnn_jax.unroll(cell, params, state, jnp.ones((50, 8, 3))).shape
     (50, 8, 16)
     """
+    if callable(module) and not isinstance(module, linen.Module | type):
+        module = module()
     if not isinstance(module, linen.Module):
         raise ValueError(
             f"from_linen wants an instance of a flax.linen cell, but was given {module!r}; for "
@@ -70,4 +75,5 @@ def from_linen(
     def step(params: Params, state: Any, x: Array) -> tuple[Any, Any]:
         return module.apply({"params": params}, state, x)
 
-    return as_cell(Foreign(name, init, carry, step), input_shape, input_shape or (1,), emit)
+    cell = as_cell(Foreign(name, init, carry, step), input_shape, input_shape or (1,), emit)
+    return with_structure(cell, known_linen(module))

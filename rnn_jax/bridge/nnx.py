@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.bridge.foreign import Foreign, as_cell, check_initializes_carry, named_errors
+from rnn_jax.bridge.known import known_nnx, with_structure
 from rnn_jax.cells import Cell
 from rnn_jax.types import Array, Key, Params, State
 
 
 def from_nnx(
-    factory: Callable[[nnx.Rngs], Any],
+    factory: Callable[[nnx.Rngs], Any] | nnx.Module,
     *,
     input_shape: tuple[int, ...] | None = None,
     emit: Callable[[State], Array] | None = None,
@@ -22,13 +23,15 @@ def from_nnx(
 
     Args:
         factory: `rngs -> cell`, the cell `(carry, x) -> (carry, output)` with an
-            `initialize_carry`. It is called for the structure once here, and at each `init`.
+            `initialize_carry`. It is called for the structure once here, and at each `init`. Or
+            such a cell itself: `init` then returns its own weights, whatever the key.
         input_shape: the shape of one example's input at one step, where the cell has no
             `in_features` that tells it. More than one axis: as in `from_linen`.
         emit: `carry -> [..., H]` for a cell whose output is no leaf of its carry.
 
     Returns:
         A `Cell`. Its params are the `nnx.Param` variables as nested dicts, its state the carry.
+        Flax's own `SimpleCell`, `LSTMCell`, `OptimizedLSTMCell` and `GRUCell` have `affine` parts.
         What else the cell holds (random streams) stays as it was when made: it is in neither.
 
     Raises:
@@ -43,13 +46,9 @@ def from_nnx(
     >>> rnn_jax.unroll(cell, params, state, jnp.ones((50, 8, 3))).shape
     (50, 8, 16)
     """
-    if isinstance(factory, nnx.Module) or not callable(factory):
-        raise ValueError(
-            f"from_nnx wants a function rngs -> cell, but was given {type(factory).__name__}; for "
-            "example lambda rngs: nnx.GRUCell(3, 16, rngs=rngs)"
-        )
+    make = _maker(factory)
     with named_errors("the factory", "to make a cell of nnx.Rngs", "let it take rngs alone"):
-        example = factory(nnx.Rngs(0))
+        example = make(nnx.Rngs(0))
     if not isinstance(example, nnx.Module):
         raise ValueError(
             f"from_nnx wants a function that returns an nnx cell, but it returned a "
@@ -66,7 +65,7 @@ def from_nnx(
 
     def init(key: Key, shape: tuple[int, ...]) -> Params:
         del shape
-        return nnx.to_pure_dict(nnx.state(factory(nnx.Rngs(key)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param))
 
     def run(params: Params, rest: Any, state: Any, x: Array) -> tuple[Any, Any, Any]:
         cell = nnx.merge(graph, params, _fresh(rest))
@@ -79,7 +78,19 @@ def from_nnx(
     features = input_shape or (getattr(example, "in_features", 1),)
     cell = as_cell(Foreign(name, init, carry, step), input_shape, features, emit)
     _check_unchanged(name, run, (example_params, rest, carry(features)), features)
-    return cell
+    return with_structure(cell, known_nnx(example))
+
+
+def _maker(factory: Any) -> Callable[[nnx.Rngs], Any]:
+    """The factory; of a cell itself one that returns it."""
+    if isinstance(factory, nnx.Module):
+        return lambda rngs: factory
+    if not callable(factory):
+        raise ValueError(
+            "from_nnx wants a cell or a function rngs -> cell, but was given "
+            f"{type(factory).__name__}; for example lambda rngs: nnx.GRUCell(3, 16, rngs=rngs)"
+        )
+    return factory
 
 
 def _fresh(variables: Any) -> Any:
