@@ -9,10 +9,12 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from marks import slow_but_for
 from problems import assert_close, states_and_gradients
 from reference import sigmoid
 
 import rnn_jax
+from rnn_jax import gradflow
 from rnn_jax.cells.cornn import CoRNNState
 from rnn_jax.cells.lem import LEMState
 from rnn_jax.cells.lru import LRUState, eigenvalues
@@ -355,6 +357,37 @@ def test_lru_starts_on_the_ring_with_modes_of_equal_variance(x64):
     power = np.mean(np.square(states.re[100:]) + np.square(states.im[100:]), (0, 1))
     wanted = np.sum(np.square(params.B_re) + np.square(params.B_im), 0)
     np.testing.assert_allclose(power, wanted, rtol=0.25)
+
+
+# Their growth rate, where it is known without a run
+
+
+def rates_by_hand(name, p, xs):
+    """ln of the singular values of ds_T/ds_0 over T, from the parameters and inputs alone."""
+    if name == "lru":
+        return np.repeat(-np.exp(p.nu_log), 2)
+    if name == "indrnn":
+        return np.log(np.abs(p.u))
+    if name == "exp_rnn":
+        return np.zeros(H)
+    z = sigmoid(xs @ p.U[:, :H] + p.b[:H])
+    return np.mean(np.log(1 - z), axis=0)
+
+
+@pytest.mark.parametrize(
+    "name", slow_but_for({"lru", "exp_rnn"}, ["lru", "exp_rnn", "indrnn", "min_gru"])
+)
+def test_growth_rates_are_those_of_the_theory(x64, name):
+    """Modes decay as |lambda|, units as |u|, an orthogonal W keeps all, a gate keeps 1 - z."""
+    cell = rnn_jax.indrnn(H, "identity") if name == "indrnn" else CASES[name].cell
+    params, state, xs, _ = random_problem(CASES[name])
+    if name == "exp_rnn":
+        params = params._replace(b=jnp.zeros(H))  # modrelu is the identity then.
+    state = jax.tree.map(lambda s: s[0], state)
+    found = gradflow.jacobian_product(cell, params, state, xs[:, 0]) / T
+    p = jax.tree.map(np.asarray, params)
+    wanted = np.sort(rates_by_hand(name, p, np.asarray(xs[:, 0])))[::-1]
+    np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-10)
 
 
 def test_a_wave_travels_round_the_ring_and_is_not_lost(x64):
