@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rnn_jax.cells import Affine, Cell
+from rnn_jax.tap import tap
 from rnn_jax.types import Array, Params, State
 
 
@@ -82,14 +83,19 @@ def forward(
     xs: Array,
     perturbations: State | None = None,
     valid: Array | None = None,
+    sites: State | None = None,
 ) -> Trajectory:
-    """Runs the cell over xs; on padding the state stays as it was."""
+    """Runs the cell over xs; on padding the state stays as it was.
+
+    `sites` are zeros like the states: where JAX differentiates this scan by itself, their gradient
+    is lambda_t, and nothing is added.
+    """
     affine = cell.affine
     hoisted = affine is not None and hoists_input(affine, params, xs)
     inputs = affine.project(params, xs) if affine is not None and hoisted else xs
 
-    def body(state: State, inputs_t: tuple[Any, State | None, Array | None]) -> tuple[State, Any]:
-        x, perturbation, valid_t = inputs_t
+    def body(state: State, inputs_t: Any) -> tuple[State, Any]:
+        x, perturbation, valid_t, site = inputs_t
         if affine is None:
             new, kept = cell.step(params, state, x), None
         else:
@@ -97,10 +103,12 @@ def forward(
             new, kept = _keep(affine, params, state, projected, affine.recur(params, state))
         if perturbation is not None:
             new = jax.tree.map(jnp.add, new, perturbation)
+        if site is not None:
+            new = jax.tree.map(tap, new, site)
         new = where_valid(valid_t, new, state)
         return new, (new, kept)
 
-    _, (states, kept) = lax.scan(body, initial, (inputs, perturbations, valid))
+    _, (states, kept) = lax.scan(body, initial, (inputs, perturbations, valid, sites))
     return Trajectory(initial, xs, states, kept, perturbations, valid)
 
 

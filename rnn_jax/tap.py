@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -20,9 +21,13 @@ def tap(value: Array, zero: Array) -> Array:
     return value
 
 
-@tap.defjvp
-def _tap_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    return primals[0], tangents[0] + tangents[1]
+def _tap_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Any]:
+    # Where nobody differentiates by `zero`, nothing is left of it.
+    known = [t for t in tangents if not isinstance(t, SymbolicZero)]
+    return primals[0], sum(known[1:], known[0]) if known else tangents[0]
+
+
+tap.defjvp(_tap_jvp, symbolic_zeros=True)
 
 
 @jax.custom_jvp

@@ -48,8 +48,9 @@ def unroll(
     Raises:
         ValueError: shapes or dtypes that do not fit, all named.
 
-    The reverse rule runs the lines of `rnn_jax.bptt`. Like every `jax.custom_vjp` it has no
-    forward mode; `plain_unroll` has.
+    Of a cell with `affine` parts the reverse rule runs the lines of `rnn_jax.bptt`. Like every
+    `jax.custom_vjp` it has no forward mode; `plain_unroll` has. Any other cell is scanned as it is,
+    and JAX differentiates it.
 
     >>> import jax, jax.numpy as jnp
     >>> import rnn_jax
@@ -192,10 +193,11 @@ def run_forward(
     xs: Array,
     perturbations: State | None = None,
     valid: Array | None = None,
+    sites: State | None = None,
 ) -> bptt.Trajectory:
     """`bptt.forward`, with what does not fit said in the user's terms."""
     try:
-        return bptt.forward(cell, params, state, xs, perturbations, valid)
+        return bptt.forward(cell, params, state, xs, perturbations, valid, sites)
     except TypeError as error:
         shapes = jax.tree.map(jnp.shape, params)
         x_shape = jax.tree.map(lambda x: x.shape[1:], xs)
@@ -225,7 +227,12 @@ def _unroll_layers(
     if cell.segment_length is not None and cell.segment_length < num_steps_of(xs):
         return _unroll_segments(cell, params, state, xs, perturbations, sites, valid)
     if cell.layers is None:
-        return _unroll(cell, prepared(cell, params), state, xs, perturbations, sites, valid)
+        params = prepared(cell, params)
+        if cell.affine is None:
+            # Of a step without structure JAX's own derivative is the faster one: it keeps what a
+            # rule of ours would compute again. lambda_t is the gradient by what is added to s_t.
+            return run_forward(cell, params, state, xs, perturbations, valid, sites).states
+        return _unroll(cell, params, state, xs, perturbations, sites, valid)
     nothing = (None,) * len(cell.layers)
     states = []
     for layer, own, first, perturbation, site in zip(

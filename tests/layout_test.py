@@ -41,7 +41,7 @@ ALLOWED = {
     "tasks": {"losses", "types"},
     "cells": {"types", "placement", "initializers", "matrix_exponential"},
     "bridge": {"cells", "types"},
-    "bptt": {"cells", "types"},
+    "bptt": {"cells", "tap", "types"},
     "checks": {"cells", "types"},
     "unroll": {"bptt", "cells", "checks", "placement", "tap", "types"},
     "drop_in": {"bridge", "placement", "types", "unroll"},

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit_as_users_do
+from jax import lax
 from marks import slow_but_for
 from problems import CELLS, LENGTHS, B, D, H, T, assert_close, loss, problem, states_and_gradients
 
@@ -101,3 +103,32 @@ def test_gradient_traces_the_step_as_often_for_any_length():
         return jax.grad(lambda p: jnp.sum(unroll(cell, p, jnp.zeros((B, 1)), xs)))(jnp.ones(()))
 
     assert count_traces(gradient, 2) == count_traces(gradient, 50) <= 4
+
+
+def test_a_cell_without_structure_is_scanned_and_differentiated_as_it_is(x64):
+    """To the last bit what `lax.scan` gives, in forward mode too, and lambda_t beside it."""
+    cell = rnn_jax.lstm(H)._replace(affine=None)
+    given = problem(cell)
+
+    def with_scan(params):
+        step = lambda state, x: (cell.step(params, state, x),) * 2  # noqa: E731
+        return jnp.sum(jnp.sin(lax.scan(step, given.state, given.xs)[1].h))
+
+    def with_unroll(params, zeros=None):
+        states = unroll(cell, params, given.state, given.xs, perturbations=zeros)
+        return jnp.sum(jnp.sin(states.h))
+
+    wanted = jit_as_users_do(jax.value_and_grad(with_scan))(given.params)
+    got = jit_as_users_do(jax.value_and_grad(with_unroll))(given.params)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    along = jit_as_users_do(lambda p: jax.jvp(with_unroll, (p,), (wanted[1],))[1])(given.params)
+    np.testing.assert_allclose(
+        along, sum(np.vdot(g, g) for g in jax.tree.leaves(wanted[1])), rtol=1e-12
+    )
+    zeros = rnn_jax.zero_perturbations(given.state, T)
+    adjoints = jit_as_users_do(jax.grad(with_unroll, 1))(given.params, zeros)
+    structured = rnn_jax.lstm(H)
+    again = jit_as_users_do(
+        jax.grad(lambda z: jnp.sum(jnp.sin(unroll(structured, *given[:3], perturbations=z).h)))
+    )(zeros)
+    assert_close(adjoints, again)
