@@ -24,7 +24,6 @@ from rnn_jax.io import records
 from rnn_jax.tasks import sine as sine_task
 from rnn_jax.training import optim
 
-pytestmark = pytest.mark.survival
 
 MB = 1e6
 CELLS = {
@@ -107,6 +106,7 @@ def test_a_larger_request_takes_more():
     assert estimate("elman", 8, 4, 50, 3000) > estimate("elman", 8, 4, 50, 300) + 2700 * 4 * 50 * 8
 
 
+@pytest.mark.survival
 def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(
@@ -127,6 +127,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, monkeypatc
     assert not compiled
 
 
+@pytest.mark.survival
 def test_a_folder_that_asks_for_too_much_is_refused(tmp_path):
     config = {"experiment": "sine", "batch_size": 2**31 - 1, "free_run_steps": 10**6}
     records.open_run(tmp_path, config)
