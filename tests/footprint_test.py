@@ -24,7 +24,6 @@ from rnn_jax.io import records
 from rnn_jax.tasks import sine as sine_task
 from rnn_jax.training import optim
 
-
 MB = 1e6
 CELLS = {
     "elman": rnn_jax.elman,
