@@ -4,13 +4,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from rnn_jax.bridge.equinox import hidden_of, known_equinox
 from rnn_jax.types import Array, Key, State
-from rnn_jax.unroll import unroll_in_order
 from rnn_jax.watch import Select
 from rnn_jax.watch import watch as watch_function
 
@@ -26,12 +24,10 @@ class RNN(eqx.Module):
     """A recurrent cell over a sequence; `jax.vmap` it over a batch, as every layer of Equinox.
 
     Attributes:
-        cell: `(input, hidden) -> hidden`, of one example. `equinox.nn.GRUCell` and `LSTMCell` run
-            through our cells, any other through `lax.scan`.
+        cell: `(input, hidden) -> hidden`, of one example. Of `equinox.nn.GRUCell` and `LSTMCell`
+            the products by x are one for the whole sequence; any other is scanned as it is.
         reverse: whether the sequence is read from its end; index t of the result is still where
             the cell stands when it has read x_t.
-
-    The gradient of `GRUCell` and `LSTMCell` is a `jax.custom_vjp`, without forward mode.
 
     >>> import equinox as eqx
     >>> import jax, jax.numpy as jnp
@@ -60,7 +56,8 @@ class RNN(eqx.Module):
         """All hidden states as the cell returns them, with T in front: of an LSTM (h, c)."""
         hidden, xs = hidden_of(self.cell, hidden), jnp.asarray(xs)
         known = known_equinox(self.cell)
-        if known is None:
+        affine = None if known is None else known.cell.affine
+        if known is None or affine is None:
 
             def step(hidden: Any, x: Array) -> tuple[Any, Any]:
                 new = self.cell(x, hidden)
@@ -68,19 +65,17 @@ class RNN(eqx.Module):
 
             return lax.scan(step, hidden, xs, reverse=self.reverse)[1]
 
-        def arrange(tree: Any) -> Any:
-            return jax.tree.map(lambda leaf: leaf[::-1], tree) if self.reverse else tree
+        params = known.params(self.cell)
 
-        states = unroll_in_order(
-            known.cell,
-            known.params(self.cell),
-            known.state(hidden),
-            arrange(xs),
-            perturbations=None,
-            lengths=None,
-            arrange=arrange,
-        )
-        return known.carry(arrange(states))
+        # Not `unroll`: of a custom derivative within `jax.vmap` the gradient of shared weights is
+        # made example by example, `[B, H, 4 H]`, before it is summed.
+        def known_step(state: State, projected: Any) -> tuple[State, State]:
+            new = affine.activate(params, state, projected, affine.recur(params, state))
+            return new, new
+
+        projected = affine.project(params, xs)
+        states = lax.scan(known_step, known.state(hidden), projected, reverse=self.reverse)[1]
+        return known.carry(states)
 
 
 def watch(

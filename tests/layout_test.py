@@ -45,7 +45,7 @@ ALLOWED = {
     "checks": {"cells", "types"},
     "unroll": {"bptt", "cells", "checks", "placement", "tap", "types"},
     "drop_in": {"bridge", "placement", "types", "unroll"},
-    "equinox": {"bridge", "types", "unroll", "watch"},
+    "equinox": {"bridge", "types", "watch"},
     "linen": {"bridge", "drop_in", "types"},
     "nnx": {"bridge", "drop_in", "types", "watch"},
     "bidirectional": {"cells", "checks", "unroll", "placement", "types"},
