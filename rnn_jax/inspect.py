@@ -99,6 +99,9 @@ def inspect(
           a layer's remedy to all parameters of the model.
         - The batch is the first axes of the state along which no example reads another. Where
           they do, as with a normalization over the batch, all states together are one example.
+        - Of a step that keeps its old state by a mask, `where(valid, new, old)`, the loss should
+          read `new` where it is valid alone, as a masked loss does: read elsewhere, it counts as
+          if it had been kept.
         - Under a `cond` that took another branch there is no layer.
 
     Raises:
