@@ -80,7 +80,7 @@ def run(folder, experiment, *point):
         f"--workdir={folder}",
         *settings,
     )
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
 @pytest.mark.slow

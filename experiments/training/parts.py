@@ -90,6 +90,8 @@ def _network(row: Row, total: int) -> int:
 def gather_parts(workdir: Path, num_groups: int, total: int) -> np.ndarray:
     """Puts all parts together, and drops them once the whole is on disk."""
     if (workdir / NETWORKS).exists():
+        # A process that was killed in between left them.
+        _drop_parts(workdir)
         return np.zeros(0, np.int64)
     try:
         rows: list[Row] = []
@@ -106,8 +108,7 @@ def gather_parts(workdir: Path, num_groups: int, total: int) -> np.ndarray:
         if [row["network"] for row in rows] != list(range(total)):
             raise ValueError("some networks are there twice")
         records.write_atomically(workdir / NETWORKS, records.json_lines(rows))
-        shutil.rmtree(workdir / PARTS)
-        shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
+        _drop_parts(workdir)
     except OSError as error:
         raise ValueError(records.cannot_write(workdir, error)) from error
     except (LookupError, ValueError) as error:
@@ -138,5 +139,10 @@ def load_rows(workdir: str | Path) -> list[Row]:
 def start_afresh(workdir: Path) -> None:
     """Drops what an earlier sweep left in the folder."""
     (workdir / NETWORKS).unlink(missing_ok=True)
+    _drop_parts(workdir)
+
+
+def _drop_parts(workdir: Path) -> None:
+    """Drops what only a sweep that is not finished needs."""
     for name in (PARTS, CHECKPOINTS):
         shutil.rmtree(workdir / name, ignore_errors=True)
