@@ -152,7 +152,9 @@ def invert_triangle(triangle: Array) -> Array:
     half = 1
     while half < size:
         count = size // (2 * half)
-        blocks = padded.reshape(count, 2 * half, count, 2 * half)[:, :half, :, half:]
+        # Rows first, then columns: of a batch that a mesh splits JAX divides one axis at a time.
+        blocks = padded.reshape(count, 2 * half, size).reshape(count, 2 * half, count, 2 * half)
+        blocks = blocks[:, :half, :, half:]
         upper, lower = inverse[0::2], inverse[1::2]
         corners = -upper @ jnp.moveaxis(jnp.diagonal(blocks, axis1=0, axis2=2), -1, 0) @ lower
         rows = [
@@ -273,7 +275,11 @@ def _orthogonal_rows(rows: Array, logs: Array, with_weights: bool) -> tuple[Arra
     (upper, lower), _, _ = lax.while_loop(
         lambda carry: (carry[1] > tolerance) & (carry[2] < MAX_SWEEPS),
         sweep,
-        (start, jnp.ones_like(logs[0]) + 0 * jnp.abs(rows[0, 0]), jnp.zeros((), jnp.int32)),
+        (
+            start,
+            jnp.ones_like(logs[0]) + 0 * jnp.abs(rows[0, 0]),
+            jnp.zeros_like(logs[0], jnp.int32),
+        ),
     )
     rows, logs = jnp.concatenate([upper[0], lower[0]]), jnp.concatenate([upper[1], lower[1]])
     order = jnp.argsort(-logs)[:size]

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import optax
 
+from rnn_jax.placement import total
 from rnn_jax.types import Array
 
 
@@ -33,7 +34,15 @@ def accuracy(logits: Array, labels: Array) -> Array:
     return (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
 
 
-def masked_mean(values: Array, mask: Array, axis: int | tuple[int, ...] | None = None) -> Array:
-    """Mean of `values` where `mask`, of the same shape, is True; 0 where it nowhere is."""
-    count = jnp.sum(mask, axis=axis)
-    return jnp.sum(jnp.where(mask, values, 0), axis=axis) / jnp.maximum(count, 1)
+def masked_mean(
+    values: Array,
+    mask: Array,
+    axis: int | tuple[int, ...] | None = None,
+    mesh_axes: tuple[str, ...] = (),
+) -> Array:
+    """Mean of `values` where `mask`, of the same shape, is True; 0 where it nowhere is.
+
+    Inside `jax.shard_map` it is taken over the devices along `mesh_axes` too.
+    """
+    count = total(jnp.sum(mask, axis=axis), mesh_axes)
+    return total(jnp.sum(jnp.where(mask, values, 0), axis=axis), mesh_axes) / jnp.maximum(count, 1)

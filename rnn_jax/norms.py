@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rnn_jax.placement import batch_size, is_split, largest, total
 from rnn_jax.types import Array, State
 
 
@@ -70,13 +71,25 @@ def state_norm(states: State, batch_axes: int) -> Array:
     return root * scale[..., 0]
 
 
-def adjoint_norms(adjoints: State) -> Array:
+def norm_over_devices(norm: Array, axes: tuple[str, ...]) -> Array:
+    """The L2 norm over all devices along these Manual mesh axes, from that of each one's part."""
+    if not axes:
+        return norm
+    size = largest(norm, axes)
+    scale = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
+    squared = total(jnp.square(norm / scale), axes)
+    root = jnp.where(squared == 0, 0, jnp.sqrt(jnp.where(squared == 0, 1, squared)))
+    return root * scale
+
+
+def adjoint_norms(adjoints: State, axes: tuple[str, ...] = ()) -> Array:
     """Norm of dL_b/ds_t at each time step, as the root mean square over the examples b.
 
     Args:
         adjoints: gradient of the *mean* of the examples' losses, leaves `[T, B, ...]`. Example b
             has 1/B of its own gradient in it; that factor is taken out, so that the result does
             not depend on the size of the batch.
+        axes: the Manual mesh axes that split the batch, inside `jax.shard_map`.
 
     Returns:
         `[T]`.
@@ -85,8 +98,12 @@ def adjoint_norms(adjoints: State) -> Array:
         ValueError: an empty batch.
     """
     shape = jax.tree.leaves(adjoints)[0].shape
-    batch_size = shape[1]
-    if not batch_size:
+    count = shape[1]
+    if not count:
         raise ValueError(f"adjoints have shape {shape}: an empty batch; give at least one example")
     # The root of the mean of |B lambda_b|^2 is sqrt(B) times the norm over batch and units alike.
-    return math.sqrt(batch_size) * state_norm(adjoints, 1)
+    if any(is_split(leaf) for leaf in jax.tree.leaves(adjoints)):
+        norm = state_norm(state_norm(adjoints, 2), 1)
+    else:
+        norm = norm_over_devices(state_norm(adjoints, 1), axes)
+    return math.sqrt(batch_size((count,), axes)) * norm

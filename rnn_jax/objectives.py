@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rnn_jax.losses import masked_mean
 from rnn_jax.model import Model, ModelParams, apply, free_run
+from rnn_jax.placement import mean
 from rnn_jax.tasks.task import Task
 from rnn_jax.types import Array, Batch, State
 from rnn_jax.unroll import fill_padding, valid_steps
@@ -205,13 +206,16 @@ def closed_loop_objective(
     return Objective(model, run, lambda batch: batch.inputs.shape[0])
 
 
-def mean_loss(run: Run) -> Array:
-    """Mean over a run's steps that count, then over its examples; `ValueError` without any."""
+def mean_loss(run: Run, mesh_axes: tuple[str, ...] = ()) -> Array:
+    """Mean over a run's steps that count, then over its examples; `ValueError` without any.
+
+    Inside `jax.shard_map` `mesh_axes` are the mesh axes that split the batch.
+    """
     if not run.step_losses.size:
         raise ValueError(
             f"step losses have shape {run.step_losses.shape}: an empty batch has no mean loss; "
             "give at least one example"
         )
     if run.mask is None:
-        return jnp.mean(run.step_losses)
-    return jnp.mean(masked_mean(run.step_losses, run.mask, axis=0))
+        return mean(run.step_losses, mesh_axes)
+    return mean(masked_mean(run.step_losses, run.mask, axis=0), mesh_axes)

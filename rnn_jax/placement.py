@@ -9,13 +9,14 @@ and on an Auto mesh the types say nothing, and every function here returns what 
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rnn_jax.types import Array, Params
 
@@ -57,6 +58,57 @@ def vary(tree: Tree, axes: frozenset[str]) -> Tree:
         return lax.pcast(leaf, tuple(sorted(missing)), to="varying") if missing else leaf
 
     return jax.tree.map(cast, tree) if axes else tree
+
+
+def total(x: Array, axes: tuple[str, ...]) -> Array:
+    """The sum over all devices along these Manual axes, of sums over each one's own examples."""
+    return lax.psum(x, axes) if axes else x
+
+
+def largest(x: Array, axes: frozenset[str] | tuple[str, ...]) -> Array:
+    """The maximum over all devices along these Manual axes; it has no derivative."""
+    return lax.pmax(lax.stop_gradient(x), tuple(sorted(axes))) if axes else x
+
+
+def mean(x: Array, axes: tuple[str, ...], axis: int | tuple[int, ...] | None = None) -> Array:
+    """`jnp.mean`, over all devices along these Manual axes too."""
+    own = jnp.mean(x, axis=axis)
+    return lax.pmean(own, axes) if axes else own
+
+
+def batch_size(shape: tuple[int, ...], axes: tuple[str, ...]) -> int:
+    """Number of examples in a batch `[*shape]` on each device, on all of them together."""
+    return math.prod(shape) * math.prod(lax.axis_size(axis) for axis in axes)
+
+
+def everywhere(holds: Array) -> Array:
+    """Whether a bool scalar is True on all devices: one answer for those over which it varies."""
+    axes = tuple(sorted(varying(holds)))
+    return lax.psum((~holds).astype(jnp.int32), axes) == 0 if axes else holds
+
+
+def gather_batch(x: Array, axis: int, axes: tuple[str, ...]) -> Array:
+    """The examples of all devices on each of them; `axis` of x counts examples."""
+    if axes:
+        return lax.all_gather(x, axes, axis=axis, tiled=True)
+    if not is_split(x):
+        return x
+    sharding = jax.typeof(x).sharding
+    spec = [None if n == axis else part for n, part in enumerate(sharding.spec)]
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def beside(tree: Tree, like: Any) -> Tree:
+    """Numbers made inside, on the mesh on which `like` lies and varying as it does."""
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in _arrays(like)]
+    mesh = next((m for m in meshes if not m.empty and AxisType.Explicit in m.axis_types), None)
+
+    def put(leaf: Any) -> Any:
+        if mesh is None or not jax.typeof(leaf).sharding.mesh.empty:
+            return leaf
+        return jax.sharding.reshard(leaf, NamedSharding(mesh, PartitionSpec()))
+
+    return vary(jax.tree.map(put, tree), varying(like))
 
 
 def align(params: Params, batch_ndim: int, *parts: tuple[Any, int]) -> tuple[Any, ...]:

@@ -97,6 +97,12 @@ def _zeros(
     return [jnp.zeros((num_steps, *s.shape), s.dtype) for s in operands[:num_states]]
 
 
+def _zeros_in_place(*operands: Array, **params: Any) -> list[Array]:
+    """The same outside of `jit`, on an Explicit mesh where the state is."""
+    num_steps, states = params["num_steps"], operands[: params["num_states"]]
+    return [jnp.zeros_like(jnp.broadcast_to(s[None], (num_steps, *s.shape))) for s in states]
+
+
 def varying_axes(aval: Any) -> frozenset[str]:
     """The mesh axes of a shard_map over which a value differs, of its type."""
     return aval.manual_axis_type.varying
@@ -138,7 +144,7 @@ def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[list[Array], list[
     return zeros, [ad.Zero(jax.typeof(z).to_tangent_aval()) for z in zeros]
 
 
-adjoint_sites_p.def_impl(_zeros)
+adjoint_sites_p.def_impl(_zeros_in_place)
 adjoint_sites_p.def_abstract_eval(_abstract_zeros)
 batching.primitive_batchers[adjoint_sites_p] = _batch
 ad.primitive_jvps[adjoint_sites_p] = _jvp

@@ -12,6 +12,7 @@ from rnn_jax.cells import Cell
 from rnn_jax.checks import batch_shape_of, check_fit
 from rnn_jax.gradflow import finite
 from rnn_jax.norms import is_narrow, widened
+from rnn_jax.placement import align
 from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import fill_padding, run_forward, valid_steps
 
@@ -45,6 +46,10 @@ def checked(
     xs = check_fit(cell, params, state, xs)
     batch_shape = batch_shape_of(cell, params, state, xs)
     valid = None if lengths is None else valid_steps(lengths, xs, batch_shape)
+    own, xs, state, valid = align(params, len(batch_shape), (xs, 1), (state, 0), (valid, 1))
+    # On a mesh parameters are one network's, and what is summed over the batch is over all devices.
+    # A sequence without a batch axis (under `vmap`, say) is measured by itself.
+    params = params if batch_shape else own
     xs = fill_padding(xs, valid)
     finite.check_finite(params, state, xs)
     if any(is_narrow(leaf) for leaf in jax.tree.leaves((params, state, xs))):

@@ -23,6 +23,7 @@ from rnn_jax.gradflow.arguments import checked
 from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.losses import Losses, check_losses, immediate_gradients
 from rnn_jax.gradflow.scaled import NO_EXPONENT, Scaled, add, apply, is_finite, rescale
+from rnn_jax.placement import filled
 from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import run_forward
 
@@ -66,7 +67,7 @@ def zero_scaled(like: State, batch_ndim: int) -> Scaled:
     leaf = jax.tree.leaves(like)[0]
     return Scaled(
         jax.tree.map(jnp.zeros_like, like),
-        jnp.full(leaf.shape[:batch_ndim], NO_EXPONENT, jnp.int32),
+        filled(NO_EXPONENT, jnp.int32, leaf, batch_ndim),
     )
 
 

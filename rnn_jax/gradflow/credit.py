@@ -12,7 +12,7 @@ from rnn_jax import bptt
 from rnn_jax.bptt import Linearization
 from rnn_jax.cells import Cell
 from rnn_jax.checks import batch_shape_of, check_fit, num_steps_of
-from rnn_jax.gradflow.backward import prepare
+from rnn_jax.gradflow.backward import prepare, zero_scaled
 from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.losses import LastStep, Losses
 from rnn_jax.gradflow.scaled import (
@@ -26,9 +26,11 @@ from rnn_jax.gradflow.scaled import (
     times_power,
 )
 from rnn_jax.norms import per_example, state_norm
+from rnn_jax.placement import batch_axes, filled, largest, mean, on_its_mesh
 from rnn_jax.types import Array, Params, State
 
 
+@on_its_mesh
 def credit_matrix(
     cell: Cell,
     params: Params,
@@ -75,7 +77,8 @@ def credit_matrix(
     linearization = bptt.linearize(cell, params, trajectory)
     valid = trajectory.valid
     logs = _row_logs(linearization, immediate, valid, batch_ndim, rows)
-    return _log_root_mean_square(logs.reshape(num_steps, num_steps, -1))
+    axes = batch_axes(params, trajectory.initial, trajectory.xs)
+    return _log_root_mean_square(logs.reshape(num_steps, num_steps, -1), axes)
 
 
 def _row_logs(
@@ -136,7 +139,8 @@ def _rows_back(
     """
     pull = jax.vmap(linearization.pull, in_axes=(0, None))
     leading = jax.tree.leaves(own)[0].shape[: 1 + batch_ndim]
-    start = rescale(own, jnp.zeros(leading, jnp.int32))
+    leaf = jax.tree.leaves(own)[0]
+    start = rescale(own, filled(0, jnp.int32, leaf, 1 + batch_ndim))
 
     def back(rows: Scaled, inputs: Any) -> tuple[Scaled, tuple[Array, Array]]:
         k, local, valid_k = inputs
@@ -163,7 +167,7 @@ def _rows_back(
             past = bptt.where_valid(running, past, Scaled(value, exponent))
         return past, (norm, exponent)
 
-    idle = Scaled(jax.tree.map(jnp.zeros_like, own), jnp.full(leading, NO_EXPONENT, jnp.int32))
+    idle = zero_scaled(own, 1 + batch_ndim)
     steps = jax.tree.map(lambda a: a[:stop], (linearization.locals, valid))
     _, (norm, exponent) = lax.scan(back, idle, (jnp.arange(stop), *steps), reverse=True)
     limits = jnp.finfo(norm.dtype)
@@ -181,10 +185,11 @@ def _plain_norm(value: State, batch_axes: int) -> Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf), axis=-1) for leaf in leaves))
 
 
-def _log_root_mean_square(logs: Array) -> Array:
-    """ln sqrt(mean exp(2 logs)) over the last axis; -inf where all are."""
-    largest = lax.stop_gradient(jnp.max(logs, axis=-1))
-    scale = jnp.where(jnp.isfinite(largest), largest, 0)
-    mean = jnp.mean(jnp.exp(2 * (logs - jnp.broadcast_to(scale[..., None], logs.shape))), axis=-1)
+def _log_root_mean_square(logs: Array, axes: tuple[str, ...]) -> Array:
+    """ln sqrt(mean exp(2 logs)) over the last axis and the mesh's `axes`; -inf where all are."""
+    most = largest(lax.stop_gradient(jnp.max(logs, axis=-1)), axes)
+    scale = jnp.where(jnp.isfinite(most), most, 0)
+    shares = jnp.exp(2 * (logs - jnp.broadcast_to(scale[..., None], logs.shape)))
+    square = mean(shares, axes, axis=-1)
     # Of an exact zero the derivative is 0 and not NaN; a NaN stays one.
-    return jnp.where(mean == 0, -jnp.inf, scale + jnp.log(jnp.where(mean == 0, 1, mean)) / 2)
+    return jnp.where(square == 0, -jnp.inf, scale + jnp.log(jnp.where(square == 0, 1, square)) / 2)

@@ -16,6 +16,7 @@ from rnn_jax.gradflow.measurements import Network, measure, parameter_gradient
 from rnn_jax.gradflow.outcome import Outcome, about_the_task, check_outcome, was_learned
 from rnn_jax.gradflow.remedies import remedies
 from rnn_jax.gradflow.remedy import Remedy
+from rnn_jax.placement import on_its_mesh
 from rnn_jax.types import Array, Params, State
 
 TRY_ANEW = "to reach further all the same, try the following and train again:"
@@ -114,6 +115,7 @@ class Diagnosis(NamedTuple):
         return "\n".join(lines)
 
 
+@on_its_mesh
 def diagnose(
     cell: Cell,
     params: Params,

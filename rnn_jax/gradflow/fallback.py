@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from rnn_jax.placement import everywhere
 from rnn_jax.types import Array
 
 
@@ -27,6 +28,8 @@ def with_fallback(fast: Callable[[], tuple[Any, Array]], careful: Callable[[], A
     @jax.custom_jvp
     def evaluate(fast_arguments: list[Array], careful_arguments: list[Array]) -> Any:
         result, held = fast(*fast_arguments)
+        # All devices of a mesh enter the loop or none does: they may have sums to take in it.
+        held = everywhere(held)
 
         def again(carry: tuple[Any, Array]) -> tuple[Any, Array]:
             return careful(*careful_arguments), carry[1] | ~carry[1]

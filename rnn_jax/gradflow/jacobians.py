@@ -32,10 +32,12 @@ from rnn_jax.gradflow.scaled import (
     scaled_log,
 )
 from rnn_jax.norms import flat_examples, state_norm
+from rnn_jax.placement import batch_axes, beside, mean, on_its_mesh
 from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import run_forward
 
 
+@on_its_mesh
 def jacobian_product(cell: Cell, params: Params, state: State, xs: Array) -> Array:
     """ln of the singular values of ds_T/ds_0, largest first.
 
@@ -67,6 +69,7 @@ def jacobian_product(cell: Cell, params: Params, state: State, xs: Array) -> Arr
     return _mean_over_batch(_log_singular_values, cell, _trajectory(cell, params, state, xs))
 
 
+@on_its_mesh
 def lyapunov_spectrum(
     cell: Cell,
     params: Params,
@@ -163,11 +166,15 @@ def _mean_over_batch(measure: Callable[..., tuple[Array, Array]], cell: Cell, ru
     `measure` is `(cell, run, careful) -> (results [E, k], whether they held)`.
     """
 
-    def mean(careful: bool) -> tuple[Array, Array]:
-        results, held = measure(cell, run, careful=careful)
-        return jnp.mean(results, axis=0), held
+    axes = batch_axes(run.params, run.flat, run.xs)
 
-    return with_fallback(lambda: mean(careful=False), lambda: mean(careful=True)[0])
+    def mean_of_examples(careful: bool) -> tuple[Array, Array]:
+        results, held = measure(cell, run, careful=careful)
+        return mean(results, axes, axis=0), held
+
+    return with_fallback(
+        lambda: mean_of_examples(careful=False), lambda: mean_of_examples(careful=True)[0]
+    )
 
 
 def _push(cell: Cell, run: _Run, previous: State, x: Any, vectors: Scaled, careful: bool) -> Scaled:
@@ -217,10 +224,12 @@ def _random_frame(run: _Run, count: int | None = None) -> Array:
         normal = jax.random.normal(jax.random.key(0), (size, size), dtype)
         frame = qr(normal[:, :count]).Q
     else:
-        with jax.ensure_compile_time_eval():
+        nowhere = jax.sharding.AbstractMesh((), ())
+        with jax.ensure_compile_time_eval(), jax.sharding.use_abstract_mesh(nowhere):
             normal = jax.random.normal(jax.random.key(0), (size, size), dtype)
             values, triangle = np.linalg.qr(np.asarray(normal[:, :count]))
         frame = jnp.asarray(values * np.sign(np.diagonal(triangle)), dtype)
+    frame = beside(frame, run.flat)
     # Of every example the same, and where its state is.
     return jax.vmap(lambda state: frame + jnp.zeros_like(state[0]))(run.flat)
 
@@ -275,7 +284,8 @@ def _spectrum(
 
     frame, _, first_held = grow(frame, 0, burn_in)
     _, total, held = grow(frame, burn_in, num_steps)
-    return -jnp.sort(-total / (num_steps - burn_in)), first_held & held
+    # Not `jnp.sort`, whose derivative fails on an Explicit mesh in JAX 0.10.
+    return lax.top_k(total / (num_steps - burn_in), count)[0], first_held & held
 
 
 def _log_singular_values(cell: Cell, run: _Run, *, careful: bool) -> tuple[Array, Array]:
@@ -308,7 +318,8 @@ def _log_singular_values(cell: Cell, run: _Run, *, careful: bool) -> tuple[Array
 
     def of_example(triangles: Array, exponents: Array) -> Array:
         size = triangles.shape[-1]
-        start = rescale(jnp.eye(size, dtype=triangles.dtype), jnp.zeros(size, jnp.int32))
+        unit = jnp.eye(size, dtype=triangles.dtype), jnp.zeros(size, jnp.int32)
+        start = rescale(*beside(unit, triangles))
         rows, _ = lax.scan(multiply, start, (triangles, exponents))
         norms = state_norm(rows.value, 1)
         safe = jnp.where(norms > 0, norms, 1)

@@ -9,6 +9,7 @@ from jax import lax
 
 from rnn_jax.bptt import where_valid
 from rnn_jax.gradflow import finite
+from rnn_jax.placement import filled
 from rnn_jax.types import Array, State, StepLosses
 from rnn_jax.unroll import zero_perturbations
 
@@ -137,7 +138,7 @@ def at_every_step(immediate: State, num_steps: int, valid: Array | None = None) 
     """
     if valid is None:
         return jax.tree.map(
-            lambda e: jnp.concatenate([jnp.zeros((num_steps - 1, *e.shape), e.dtype), e[None]]),
+            lambda e: jnp.concatenate([filled(0, e.dtype, e, e.ndim, (num_steps - 1,)), e[None]]),
             immediate,
         )
     last = valid & ~jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])

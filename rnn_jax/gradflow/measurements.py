@@ -94,7 +94,8 @@ def measure(network: Network) -> Measurements:
     if cell.affine is not None and cell.affine.slope is not None:
         slopes = cell.affine.slope(trajectory.states)
         # What stays as it was on padding has been counted once.
-        slopes = slopes if trajectory.valid is None else slopes[trajectory.valid]
+        if trajectory.valid is not None:
+            slopes = jnp.asarray(np.asarray(slopes)[np.asarray(trajectory.valid)])
         saturated = float(saturation(slopes))
         switches = bool(jnp.all((slopes == 0) | (slopes == 1)))
     shares = relative_to_last(profile)

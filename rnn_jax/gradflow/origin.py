@@ -17,6 +17,7 @@ from rnn_jax.gradflow.losses import (
     immediate_gradients,
     loss_values,
 )
+from rnn_jax.placement import on_its_mesh
 from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import fill_padding, unroll, valid_steps, zero_perturbations
 
@@ -37,6 +38,7 @@ class Origin(NamedTuple):
     what: str
 
 
+@on_its_mesh
 def origin_of_nonfinite(
     cell: Cell,
     params: Params,

@@ -26,9 +26,21 @@ from rnn_jax.gradflow.scaled import (
     times_power,
 )
 from rnn_jax.norms import state_norm
+from rnn_jax.placement import (
+    batch_axes,
+    batch_size,
+    filled,
+    gather_batch,
+    largest,
+    on_its_mesh,
+    total,
+    vary,
+    varying,
+)
 from rnn_jax.types import Array, Params, State
 
 
+@on_its_mesh
 def parameter_terms(
     cell: Cell,
     params: Params,
@@ -63,8 +75,9 @@ def parameter_terms(
         return summand_logs(cell, params, trajectory, adjoints, careful)
 
     logs = with_fallback(lambda: run(careful=False), lambda: run(careful=True)[0])
-    batch_size = math.prod(batch_shape_of(cell, params, trajectory.initial, trajectory.xs))
-    return jax.tree.map(lambda log: log - math.log(batch_size), logs)
+    batch_shape = batch_shape_of(cell, params, trajectory.initial, trajectory.xs)
+    count = batch_size(batch_shape, batch_axes(params, trajectory.initial, trajectory.xs))
+    return jax.tree.map(lambda log: log - math.log(count), logs)
 
 
 def summand_logs(
@@ -106,15 +119,19 @@ def _logs_by_factors(
 
     deltas = apply(cotangents, adjoints, careful)
     factors = cell.affine.factors(trajectory.xs, previous_states(trajectory), *deltas.value)
+    axes = batch_axes(params, trajectory.initial, trajectory.xs)
     logs = {
-        name: _product_log(left, Scaled(right, deltas.exponent))
+        name: _product_log(left, Scaled(right, deltas.exponent), axes)
         for name, (left, right) in factors.items()
     }
     return params._replace(**logs), is_finite(deltas)
 
 
-def _product_log(left: Array, right: Scaled) -> Array:
-    """ln|sum_b left_b right_b^T| for each t; left `[T, ..., M]`, right `[T, ..., N]` -> `[T]`."""
+def _product_log(left: Array, right: Scaled, axes: tuple[str, ...]) -> Array:
+    """ln|sum_b left_b right_b^T| for each t; left `[T, ..., M]`, right `[T, ..., N]` -> `[T]`.
+
+    The sum goes over the devices along the mesh's `axes` too.
+    """
     num_steps = left.shape[0]
 
     def by_example(value: Array, exponent: Array) -> Scaled:
@@ -122,20 +139,25 @@ def _product_log(left: Array, right: Scaled) -> Array:
         exponent = exponent.reshape(num_steps, -1)
         return rescale(value.reshape(*exponent.shape, value.shape[-1]), exponent)
 
-    a = by_example(left, jnp.zeros(left.shape[:-1], jnp.int32))
+    a = by_example(left, filled(0, jnp.int32, left, left.ndim - 1))
     b = by_example(right.value, right.exponent)
     # A loud example that adds nothing (an input of 0) must not drown a quiet one.
     nothing = is_zero(a.exponent) | is_zero(b.exponent)
     exponent = jnp.where(nothing, NO_EXPONENT, a.exponent + b.exponent)
-    largest = jnp.max(exponent, axis=1)
-    shared = times_power(a.value, exponent - jnp.broadcast_to(largest[:, None], exponent.shape))
-    if exponent.shape[1] == 1:
-        return scaled_log((state_norm(shared, 2) * state_norm(b.value, 2))[:, 0], largest)
-    gram = jnp.einsum("tbm,tcm->tbc", shared, shared) * jnp.einsum("tbn,tcn->tbc", b.value, b.value)
+    common = largest(jnp.max(exponent, axis=1), axes)
+    shared = times_power(a.value, exponent - jnp.broadcast_to(common[:, None], exponent.shape))
+    if batch_size(exponent.shape[1:], axes) == 1:
+        return scaled_log((state_norm(shared, 2) * state_norm(b.value, 2))[:, 0], common)
+
+    def inner_products(value: Array) -> Array:
+        """Of each of this device's examples with every example."""
+        return jnp.einsum("tbm,tcm->tbc", value, gather_batch(value, 1, axes))
+
+    gram = inner_products(shared) * inner_products(b.value)
     # Rounding may leave a sum of squares a little below zero where examples cancel.
-    total = jnp.maximum(jnp.sum(gram, axis=(1, 2)), 0)
-    root = jnp.sqrt(jnp.where(total > 0, total, 1))
-    return scaled_log(jnp.where(total > 0, root, 0), largest)
+    squared = jnp.maximum(total(jnp.sum(gram, axis=(1, 2)), axes), 0)
+    root = jnp.sqrt(jnp.where(squared > 0, squared, 1))
+    return scaled_log(jnp.where(squared > 0, root, 0), common)
 
 
 def _logs_by_gradients(
@@ -148,23 +170,24 @@ def _logs_by_gradients(
     """
     limits = jnp.finfo(jax.tree.leaves(adjoints.value)[0].dtype)
     high = headroom(limits.dtype)
+    axes = batch_axes(params, trajectory.initial, trajectory.xs)
 
-    def gradient(state: State, x: Array, value: State) -> Params:
+    def gradient(params: Params, state: State, x: Array, value: State) -> Params:
         return jax.vjp(lambda p: cell.step(p, state, x), params)[1](value)[0]
 
     def together(step: tuple[State, Array, Scaled]) -> tuple[Params, Array]:
         state, x, (value, exponent) = step
-        common = jnp.max(exponent)
+        common = largest(jnp.max(exponent), axes)
         shift = exponent - jnp.broadcast_to(common, exponent.shape)
-        total = jax.tree.map(
+        summand = jax.tree.map(
             lambda leaf: rescale(leaf, common - high),
-            gradient(state, x, times_power(value, shift + high)),
+            gradient(params, state, x, times_power(value, shift + high)),
         )
         # Digits below the type's smallest number are gone; without quiet examples there were none.
         quiet = jnp.any(~is_zero(exponent) & (shift < -limits.nmant))
         lowest = common - high + limits.minexp + limits.nmant
-        held = [is_finite(leaf) & (~quiet | (leaf.exponent > lowest)) for leaf in _scaled(total)]
-        return _logs(total), jnp.all(jnp.stack(held))
+        held = [is_finite(leaf) & (~quiet | (leaf.exponent > lowest)) for leaf in _scaled(summand)]
+        return _logs(summand), jnp.all(jnp.stack(held))
 
     def of_one(state: State, x: Any, value: State, exponent: Array) -> Params:
         """The gradient from an adjoint with one exponent for all that is in it."""
@@ -176,13 +199,15 @@ def _logs_by_gradients(
 
         scales = jnp.asarray([2.0**high, 2.0**-high], limits.dtype)
         scaled = [jax.tree.map(lambda v, s=s: v * s, value) for s in scales]
-        return jax.tree.map(choose, *(gradient(state, x, v) for v in scaled))
+        # A device's own copy: an example's gradient is not to be added up over the devices.
+        own = vary(params, varying((state, x, value)))
+        return jax.tree.map(choose, *(gradient(own, state, x, v) for v in scaled))
 
     def one_by_one(step: tuple[State, Any, Scaled]) -> tuple[Params, Array]:
         def add_up(leaf: Scaled) -> Scaled:
-            common = jnp.max(leaf.exponent)
+            common = largest(jnp.max(leaf.exponent), axes)
             shift = leaf.exponent - jnp.broadcast_to(common, leaf.exponent.shape)
-            return rescale(jnp.sum(times_power(leaf.value, shift), axis=0), common)
+            return rescale(total(jnp.sum(times_power(leaf.value, shift), axis=0), axes), common)
 
         state, x, (value, exponent) = step
         if alone:
@@ -199,19 +224,19 @@ def _logs_by_gradients(
                 ),
                 jnp.arange(count),
             )
-        total = jax.tree.map(add_up, examples, is_leaf=lambda tree: isinstance(tree, Scaled))
-        return _logs(total), jnp.ones((), bool)
+        summand = jax.tree.map(add_up, examples, is_leaf=lambda tree: isinstance(tree, Scaled))
+        return _logs(summand), jnp.ones((), bool)
 
     steps = (previous_states(trajectory), trajectory.xs, adjoints)
     if not careful:
         logs, held = lax.map(together, steps)
         return logs, jnp.all(held)
-    axes = adjoints.exponent.ndim
+    leading = adjoints.exponent.ndim
     count = math.prod(adjoints.exponent.shape[1:])
     numbers = jnp.arange(count).reshape(adjoints.exponent.shape[1:])
-    alone = _takes_one_example(cell, params, steps, axes)
+    alone = _takes_one_example(cell, params, steps, leading)
     if alone:
-        steps = jax.tree.map(lambda a: a.reshape(a.shape[0], count, *a.shape[axes:]), steps)
+        steps = jax.tree.map(lambda a: a.reshape(a.shape[0], count, *a.shape[leading:]), steps)
     logs, held = lax.map(jax.checkpoint(one_by_one), steps)
     return logs, jnp.all(held)
 

@@ -16,6 +16,7 @@ from jax import lax
 
 from rnn_jax.bptt import where_valid
 from rnn_jax.norms import per_example, state_norm
+from rnn_jax.placement import is_split, largest, varying
 from rnn_jax.types import Array, State
 
 LN2 = math.log(2)
@@ -71,11 +72,17 @@ def times_power(value: State, power: Array) -> State:
     return jax.tree.map(multiply, value)
 
 
-def _largest(value: State, batch_axes: int) -> Array:
-    leaves = [
-        jnp.max(jnp.abs(per_example(leaf, batch_axes)), axis=-1) for leaf in jax.tree.leaves(value)
-    ]
-    return leaves[0] if len(leaves) == 1 else jnp.max(jnp.stack(leaves), axis=0)
+def _largest(value: State, exponent: Array) -> Array:
+    """Each example's largest entry; what shares an exponent may lie on several devices."""
+
+    def of_leaf(leaf: Array) -> Array:
+        if is_split(leaf):
+            return jnp.max(jnp.abs(leaf), axis=range(exponent.ndim, leaf.ndim))
+        return jnp.max(jnp.abs(per_example(leaf, exponent.ndim)), axis=-1)
+
+    leaves = [of_leaf(leaf) for leaf in jax.tree.leaves(value)]
+    found = leaves[0] if len(leaves) == 1 else jnp.max(jnp.stack(leaves), axis=0)
+    return largest(found, varying(value) - varying(exponent))
 
 
 def rescale(value: State, exponent: Array) -> Scaled:
@@ -87,14 +94,14 @@ def rescale(value: State, exponent: Array) -> Scaled:
 
     A non-finite entry stays as it is. The power of two is a constant to differentiation.
     """
-    largest = lax.stop_gradient(_largest(value, exponent.ndim))
-    usable = (largest > 0) & jnp.isfinite(largest)
-    limits = jnp.finfo(largest.dtype)
-    power = jnp.where(usable, exponent_of(largest), 0)
+    size = lax.stop_gradient(_largest(value, exponent))
+    usable = (size > 0) & jnp.isfinite(size)
+    limits = jnp.finfo(size.dtype)
+    power = jnp.where(usable, exponent_of(size), 0)
     # What is multiplied must be a power of two that the type holds.
     power = jnp.clip(power, 1 - limits.maxexp, -limits.minexp)
     of_zero = jnp.where(is_zero(exponent), exponent, exponent + NO_EXPONENT)
-    return Scaled(times_power(value, -power), jnp.where(largest == 0, of_zero, exponent + power))
+    return Scaled(times_power(value, -power), jnp.where(size == 0, of_zero, exponent + power))
 
 
 def headroom(dtype: jnp.dtype) -> int:
@@ -119,11 +126,11 @@ def apply(linear: Callable[[State], State], scaled: Scaled, careful: bool) -> Sc
     power = jnp.full_like(scaled.exponent, high)
     if careful:
         probe = lax.stop_gradient(linear(times_power(scaled.value, power)))
-        held = jnp.isfinite(_largest(probe, power.ndim))
+        held = jnp.isfinite(_largest(probe, power))
         power = jnp.where(held, power, -power)
     value = linear(times_power(scaled.value, power))
     # A zero stays at its own scale, or its derivative would grow with every step.
-    kept = lax.stop_gradient(_largest(value, power.ndim)) == 0
+    kept = lax.stop_gradient(_largest(value, power)) == 0
     if careful:
         value = times_power(value, jnp.where(kept, -power, 0))
     return rescale(value, scaled.exponent - jnp.where(kept, 0, power))
@@ -131,7 +138,7 @@ def apply(linear: Callable[[State], State], scaled: Scaled, careful: bool) -> Sc
 
 def is_finite(scaled: Scaled) -> Array:
     """Whether no example holds a NaN or inf, a bool scalar."""
-    return jnp.all(jnp.isfinite(_largest(scaled.value, scaled.exponent.ndim)))
+    return jnp.all(jnp.isfinite(_largest(scaled.value, scaled.exponent)))
 
 
 def add(a: Scaled, b: Scaled) -> Scaled:

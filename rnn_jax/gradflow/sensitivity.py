@@ -17,11 +17,22 @@ from jax.flatten_util import ravel_pytree
 from rnn_jax.bptt import where_valid
 from rnn_jax.cells import Cell
 from rnn_jax.gradflow.arguments import checked
-from rnn_jax.gradflow.scaled import Scaled, add, apply, headroom, norm_over, rescale, to_float
-from rnn_jax.norms import flat_examples, state_norm
+from rnn_jax.gradflow.scaled import (
+    Scaled,
+    add,
+    apply,
+    headroom,
+    norm_over,
+    rescale,
+    times_power,
+    to_float,
+)
+from rnn_jax.norms import flat_examples, norm_over_devices, state_norm
+from rnn_jax.placement import batch_axes, batch_size, beside, largest, on_its_mesh, vary, varying
 from rnn_jax.types import Array, Params, State
 
 
+@on_its_mesh
 def parameter_sensitivity(cell: Cell, params: Params, state: State, xs: Array) -> Params:
     """Norm of ds_t/dtheta at every time step, as the root mean square over the batch.
 
@@ -50,6 +61,8 @@ def parameter_sensitivity(cell: Cell, params: Params, state: State, xs: Array) -
     theta, unravel = ravel_pytree(params)
     start, restore = flat_examples(state, batch_ndim)
     count, high = start.shape[0], headroom(start.dtype)
+    axes = batch_axes(params, state, xs)
+    theta = vary(theta, varying((state, xs)))
 
     def step(state: Array, theta: Array, x: Any) -> Array:
         return flat_examples(cell.step(unravel(theta), restore(state), x), batch_ndim)[0]
@@ -62,7 +75,7 @@ def parameter_sensitivity(cell: Cell, params: Params, state: State, xs: Array) -
         )
 
         def direct_part(scale: float) -> Array:
-            each = scale * jnp.eye(theta.size, dtype=theta.dtype)
+            each = beside(scale * jnp.eye(theta.size, dtype=theta.dtype), state)
             return jax.vmap(lambda v: change(jnp.zeros_like(state), v))(each)
 
         # As in `scaled.apply`: first made large, and small where that overflows.
@@ -79,7 +92,9 @@ def parameter_sensitivity(cell: Cell, params: Params, state: State, xs: Array) -
 
     def root_mean_square(norm: Scaled) -> Array:
         total = norm_over(norm, axis=1)
-        return to_float(Scaled(total.value / math.sqrt(count), total.exponent))
+        common = largest(total.exponent, axes)
+        value = norm_over_devices(times_power(total.value, total.exponent - common), axes)
+        return to_float(Scaled(value / math.sqrt(batch_size((count,), axes)), common))
 
     return jax.tree.map(root_mean_square, of_batch, is_leaf=_is_scaled)
 

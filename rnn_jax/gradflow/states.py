@@ -14,6 +14,7 @@ from rnn_jax.gradflow.backward import prepare, scan_adjoints
 from rnn_jax.gradflow.losses import Immediate, LastStep, Losses, loss_values
 from rnn_jax.gradflow.scaled import Scaled, log_norm
 from rnn_jax.gradflow.segments import segmented
+from rnn_jax.placement import align, batch_axes, mean, on_its_mesh
 from rnn_jax.types import Array, Params, State
 from rnn_jax.unroll import fill_padding, unroll, valid_steps, zero_perturbations
 
@@ -54,12 +55,19 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array] | LastStep) -> Call
             "function of the states; for lambda_t alone take state_gradients"
         )
 
+    @on_its_mesh
     def evaluate(
         params: Params, state: State, xs: Array, *args: Any, lengths: Array | None = None
     ) -> tuple[Array, Params, State]:
         inputs = check_fit(cell, params, state, xs)
         batch_shape, num_steps = batch_shape_of(cell, params, state, inputs), num_steps_of(inputs)
         valid = None if lengths is None else valid_steps(lengths, inputs, batch_shape)
+        # Where the batch lies, so lie the zeros by which it is differentiated.
+        own, inputs, state, valid = align(
+            params, len(batch_shape), (inputs, 1), (state, 0), (valid, 1)
+        )
+        params = params if batch_shape else own
+        axes = batch_axes(params, state, inputs)
         inputs = fill_padding(inputs, valid)
         finite.check_finite(params, state, inputs)
 
@@ -69,7 +77,7 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array] | LastStep) -> Call
             )
             if isinstance(loss_fn, LastStep):
                 last = LastStep(lambda final: loss_fn.loss(final, *args))
-                return jnp.mean(loss_values(last, states, batch_shape))
+                return mean(loss_values(last, states, batch_shape), axes)
 
             def of_states(states: State) -> Array:
                 return loss_fn(states, *args)
@@ -82,7 +90,7 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array] | LastStep) -> Call
             if jnp.ndim(value) == 0:
                 return value
             finite.check_step_losses(value, batch_shape, num_steps)
-            return jnp.mean(jnp.sum(value, axis=0))
+            return mean(jnp.sum(value, axis=0), axes)
 
         value, (grads, adjoints) = jax.value_and_grad(loss, (0, 1))(
             params, zero_perturbations(state, num_steps)
@@ -94,6 +102,7 @@ def value_and_grad(cell: Cell, loss_fn: Callable[..., Array] | LastStep) -> Call
     return evaluate
 
 
+@on_its_mesh
 def state_gradients(
     cell: Cell,
     params: Params,
@@ -146,6 +155,7 @@ def state_gradients(
     return scan_adjoints(cell, *prepared, log_norm)
 
 
+@on_its_mesh
 def leaf_gradients(
     cell: Cell,
     params: Params,

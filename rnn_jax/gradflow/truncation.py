@@ -16,6 +16,7 @@ from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.losses import LastStep, Losses, at_every_step
 from rnn_jax.gradflow.scaled import Scaled, add, apply, is_finite, log_norm, rescale
 from rnn_jax.norms import state_norm
+from rnn_jax.placement import on_its_mesh
 from rnn_jax.types import Array, Params, State
 
 
@@ -33,6 +34,7 @@ class TruncationBias(NamedTuple):
     cosine: Array
 
 
+@on_its_mesh
 def truncation_bias(
     cell: Cell,
     params: Params,

@@ -23,6 +23,7 @@ from rnn_jax.losses import masked_mean
 from rnn_jax.model import ModelParams
 from rnn_jax.norms import state_norm
 from rnn_jax.objectives import Objective, Run
+from rnn_jax.placement import batch_axes, filled, mean, on_its_mesh
 from rnn_jax.types import Array, Batch, Key, Params, State
 
 Regularizer = Callable[[Objective, ModelParams, State, Run, State], ModelParams]
@@ -56,7 +57,7 @@ def omega(cell: Cell, params: Params, previous: State, xs: Array, adjoints: Stat
     linearization = bptt.linearize(cell, params, trajectory)
     batch_axes = xs.ndim - 1
     # Only directions matter: scaled up, an adjoint of 1e-30 has a square that float32 holds.
-    vectors = rescale(adjoints, jnp.zeros(xs.shape[:-1], jnp.int32)).value
+    vectors = rescale(adjoints, filled(0, jnp.int32, xs, xs.ndim - 1)).value
     before = state_norm(vectors, batch_axes)
     after = state_norm(jax.vmap(linearization.pull)(vectors, linearization.locals), batch_axes)
     alive = before > 0
@@ -92,10 +93,11 @@ def pascanu(weight: float | Array) -> Regularizer:
             lambda s_0, s: jnp.concatenate([s_0[None], s[:-1]]), carry, run.states
         )
         alive = state_norm(adjoints, 2) > 0
+        axes = batch_axes(params, previous, run.inputs)
 
         def penalty(cell_params: Params) -> Array:
             terms = omega(objective.model.cell, cell_params, previous, run.inputs, adjoints)
-            return weight * masked_mean(terms, alive)
+            return weight * masked_mean(terms, alive, mesh_axes=axes)
 
         return ModelParams(
             cell=jax.grad(penalty)(params.cell),
@@ -139,6 +141,7 @@ class FlossMetrics(NamedTuple):
     gradient_norm: Array
 
 
+@on_its_mesh
 def flossing_loss(
     cell: Cell,
     params: Params,
@@ -157,9 +160,8 @@ def flossing_loss(
     Source: Engelken, "Gradient flossing: improving gradient descent through dynamic control of
     Jacobians", NeurIPS (2023).
     """
-    return jnp.mean(
-        jnp.square(_exponents(cell, params, state, xs, num_exponents, burn_in, qr_every))
-    )
+    exponents = _exponents(cell, params, state, xs, num_exponents, burn_in, qr_every)
+    return mean(jnp.square(exponents), batch_axes(params, exponents))
 
 
 def _exponents(
@@ -186,6 +188,7 @@ def floss_init(optimizer: optax.GradientTransformation, params: Params) -> Floss
     return FlossState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+@on_its_mesh
 def floss_step(
     cell: Cell,
     optimizer: optax.GradientTransformation,
@@ -204,7 +207,8 @@ def floss_step(
 
     def loss_fn(params: Params) -> tuple[Array, Array]:
         exponents = _exponents(cell, params, state, xs, num_exponents, burn_in, qr_every)
-        return jnp.mean(jnp.square(exponents)), jnp.mean(jnp.atleast_2d(exponents), axis=0)
+        axes = batch_axes(params, exponents)
+        return mean(jnp.square(exponents), axes), mean(jnp.atleast_2d(exponents), axes, axis=0)
 
     (loss, exponents), gradients = jax.value_and_grad(loss_fn, has_aux=True)(floss.params)
     updates, opt_state = optimizer.update(gradients, floss.opt_state, floss.params)

@@ -12,6 +12,7 @@ from jax import lax
 
 from rnn_jax.model import Model, ModelParams
 from rnn_jax.objectives import Objective, Run, mean_loss
+from rnn_jax.placement import align, batch_axes, mean, on_its_mesh
 from rnn_jax.training import optim
 from rnn_jax.training.regularizers import Regularizer
 from rnn_jax.training.traces import Trace, trace_states
@@ -75,6 +76,7 @@ init_state = jax.jit(
 )
 
 
+@on_its_mesh
 def train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -94,24 +96,26 @@ def train_step(
         regularize: what to add to the gradient before the optimizer records and clips it, such as
             `regularizers.pascanu`; the trace and the loss are those without it.
     """
-    zeros = zero_perturbations(state.carry, objective.num_steps(batch))
+    carry = _beside_its_batch(state.params, state.carry, batch, leading=1)
+    axes = batch_axes(state.params, carry, batch)
+    zeros = zero_perturbations(carry, objective.num_steps(batch))
 
     def loss_fn(params: ModelParams, perturbations: State) -> tuple[Array, Run]:
-        run = objective.run(params, state.carry, batch, perturbations)
-        return mean_loss(run), run
+        run = objective.run(params, carry, batch, perturbations)
+        return mean_loss(run, axes), run
 
     (loss, run), (gradients, adjoints) = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)(
         state.params, zeros
     )
     if regularize is not None:
-        extra = regularize(objective, state.params, state.carry, run, adjoints)
+        extra = regularize(objective, state.params, carry, run, adjoints)
         gradients = jax.tree.map(jnp.add, gradients, extra)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     metrics = Metrics(
         loss=loss,
-        step_losses=jnp.mean(jnp.atleast_2d(run.step_losses), axis=1),
+        step_losses=mean(jnp.atleast_2d(run.step_losses), axes, axis=1),
         gradient_norm=optim.raw_norm(opt_state),
-        trace=trace(objective, state.params, state.carry, run, adjoints),
+        trace=trace(objective, state.params, carry, run, adjoints),
     )
     new = TrainState(
         step=state.step + 1,
@@ -122,6 +126,12 @@ def train_step(
     return new, metrics
 
 
+def _beside_its_batch(params: Params, carry: State, batch: Batch, leading: int) -> State:
+    """The carry, on a mesh where the examples are; inputs `[*leading, B, D]`."""
+    return align(params, 1, (batch.inputs, leading), (carry, 0))[2]
+
+
+@on_its_mesh
 def scan_steps(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -140,6 +150,7 @@ def scan_steps(
     """
     steps = state.step + jnp.arange(num_steps)
     batches = jax.vmap(lambda step: sample(jax.random.fold_in(key, step)))(steps)
+    state = state.replace(carry=_beside_its_batch(state.params, state.carry, batches, leading=2))
 
     def body(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return train_step(objective, optimizer, state, batch, trace, regularize)

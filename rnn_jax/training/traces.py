@@ -12,6 +12,7 @@ from rnn_jax.gradflow.scaled import rescale
 from rnn_jax.model import ModelParams
 from rnn_jax.norms import adjoint_norms, widened
 from rnn_jax.objectives import Objective, Run
+from rnn_jax.placement import batch_axes, filled
 from rnn_jax.types import Array, Params, State
 
 Trace = Callable[[Objective, ModelParams, State, Run, State], Any]
@@ -22,8 +23,8 @@ def trace_states(
     objective: Objective, params: ModelParams, carry: State, run: Run, adjoints: State
 ) -> Array:
     """|dL/ds_t| `[T]`: root mean square over the examples, whatever the batch size."""
-    del objective, params, carry, run
-    return adjoint_norms(adjoints)
+    del objective, carry, run
+    return adjoint_norms(adjoints, batch_axes(params, adjoints))
 
 
 class ParameterTrace(NamedTuple):
@@ -42,9 +43,9 @@ def trace_parameters(
         (params.cell, carry, run.inputs, run.states, adjoints)
     )
     trajectory = trajectory_through(cell, cell_params, carry, inputs, states)
-    scaled = rescale(cotangents, jnp.zeros(inputs.shape[:-1], jnp.int32))
+    scaled = rescale(cotangents, filled(0, jnp.int32, inputs, inputs.ndim - 1))
     logs, _ = summand_logs(cell, cell_params, trajectory, scaled, careful=False)
     return ParameterTrace(
-        states=adjoint_norms(adjoints),
+        states=adjoint_norms(adjoints, batch_axes(params, adjoints)),
         parameters=jax.tree.map(jnp.exp, logs),
     )

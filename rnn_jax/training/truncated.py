@@ -17,6 +17,7 @@ from rnn_jax.objectives import (
     task_objective,
     true_inputs,
 )
+from rnn_jax.placement import is_split
 from rnn_jax.tasks.task import Task
 from rnn_jax.types import Array, Batch, State
 from rnn_jax.unroll import unroll
@@ -135,6 +136,12 @@ def _run_windows(
     examples = jnp.arange(steps.shape[-1])
 
     def take(leaf: Array, at: Array) -> Array:
+        if is_split(leaf):
+            # JAX knows where this gather's results lie; on one device it is the slower one.
+            order = at.reshape(-1, at.shape[-1])
+            order = jnp.expand_dims(order, range(2, leaf.ndim))
+            taken = jnp.take_along_axis(leaf, order, axis=0)
+            return taken.reshape(*at.shape, *leaf.shape[2:])
         columns = jnp.broadcast_to(examples.reshape((1,) * (at.ndim - 1) + (-1,)), at.shape)
         return leaf[at, columns]
 
