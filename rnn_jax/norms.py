@@ -34,14 +34,19 @@ def flat_examples(state: State, batch_axes: int) -> tuple[Array, Callable[[Array
     shapes = [leaf.shape for leaf in leaves]
     sizes = [math.prod(shape[batch_axes:]) for shape in shapes]
     count = math.prod(shapes[0][:batch_axes])
-    parts = [leaf.reshape(count, size) for leaf, size in zip(leaves, sizes, strict=True)]
+    # Units first, then examples: of a batch that a mesh splits JAX merges axes once at a time.
+    parts = [
+        per_example(leaf, batch_axes).reshape(count, size)
+        for leaf, size in zip(leaves, sizes, strict=True)
+    ]
     flat = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
     types = [leaf.dtype for leaf in leaves]
 
     def restore(flat: Array) -> State:
         start, restored = 0, []
         for shape, size, dtype in zip(shapes, sizes, types, strict=True):
-            restored.append(flat[:, start : start + size].reshape(shape).astype(dtype))
+            part = flat[:, start : start + size].reshape(*shape[:batch_axes], size)
+            restored.append(part.reshape(shape).astype(dtype))
             start += size
         return jax.tree.unflatten(tree, restored)
 

@@ -1,5 +1,6 @@
 """Training: one pure step, and many of them in one XLA program."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -150,7 +151,8 @@ def scan_steps(
     """
     steps = state.step + jnp.arange(num_steps)
     batches = jax.vmap(lambda step: sample(jax.random.fold_in(key, step)))(steps)
-    state = state.replace(carry=_beside_its_batch(state.params, state.carry, batches, leading=2))
+    carry = _beside_its_batch(state.params, state.carry, batches, leading=2)
+    state = dataclasses.replace(state, carry=carry)
 
     def body(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return train_step(objective, optimizer, state, batch, trace, regularize)
