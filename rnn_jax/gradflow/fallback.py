@@ -21,9 +21,8 @@ def with_fallback(fast: Callable[[], tuple[Any, Array]], careful: Callable[[], A
     entered where some example of the `vmap` needs it; it has no reverse mode, so the derivative is
     taken of `careful` alone, and what overflowed in `fast` cannot turn it into NaN.
     """
-    # What both close over becomes an argument, so that it can be differentiated by.
-    fast, fast_arguments = jax.closure_convert(fast)
-    careful, careful_arguments = jax.closure_convert(careful)
+    fast, fast_arguments = _closed(fast)
+    careful, careful_arguments = _closed(careful)
 
     @jax.custom_jvp
     def evaluate(fast_arguments: list[Array], careful_arguments: list[Array]) -> Any:
@@ -41,3 +40,18 @@ def with_fallback(fast: Callable[[], tuple[Any, Array]], careful: Callable[[], A
         return jax.jvp(careful, tuple(primals[1]), tuple(tangents[1]))
 
     return evaluate(fast_arguments, careful_arguments)
+
+
+def _closed(function: Callable[[], Any]) -> tuple[Callable[..., Any], list[Array]]:
+    """A function of what `function` closes over, and that.
+
+    Every array becomes an argument: `jax.closure_convert` leaves what is not differentiated, which
+    under `vmap` may be an array of its own for each example.
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)()
+    tree = jax.tree.structure(shape)
+
+    def of_arguments(*arguments: Array) -> Any:
+        return jax.tree.unflatten(tree, jax.core.eval_jaxpr(closed.jaxpr, arguments))
+
+    return of_arguments, list(closed.consts)
