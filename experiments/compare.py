@@ -1,23 +1,28 @@
 """Set training runs side by side: loss, gradient by time step, and how far back it reaches.
 
-Name the folders of two or more runs of one experiment. Each is called by the settings in which it
-differs from the others. The horizon is the e-folding length of the gradient: the number of steps
-back in which |dL/ds_t|, as a straight line through its logarithm says, falls to 1/e. With a loss at
-every step, as here, |dL/ds_t| counts the losses of all later steps together.
+Name the folders of two or more runs, of one experiment or of several; or of one whose networks
+differ in more than their seeds. Each is called by the settings in which it differs from the others.
+Networks of a run that differ in their seeds alone are one line, the median; --network=cure=lstm
+takes those of the runs' networks that have a setting.
+
+The e-folding length is the number of steps back in which |dL/ds_t|, as a straight line through its
+logarithm says, falls to 1/e. |dL/ds_t| is that of the loss that was trained on: where every step
+has one, the losses of all later steps count together.
 
 Written to --workdir: compare.png and table.md, which is printed too.
 
-Example:
+Examples:
   python -m experiments.compare runs/sine_200 runs/sine_6000 --workdir=runs/tutorials
+  python -m experiments.compare runs/adding runs/copy --network=cure=lstm
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.analysis.kept_training import Kept, load_kept
 from experiments.analysis.profiles import profiles
 from experiments.cli.options import UsageError, check, launch, option
 from experiments.cli.run_folder import settings_of
@@ -29,6 +34,8 @@ NUM_SPANS = 60
 """Stretches of training that a slope is fitted on."""
 LAST = 100
 """Iterations that the table's loss and gradient norm are averaged over."""
+MOST = 12
+"""Lines of a figure that can be told apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,77 +43,50 @@ class CompareConfig:
     """Settings; see `--help`."""
 
     runs: tuple[str, ...] = option((), "folders of the runs, named without a flag")
+    network: str = option("", "which networks of runs of many: settings such as cure=lstm")
     workdir: str = option("runs/compare", "folder for the figure and the table")
     overwrite: bool = option(False, "replace what --workdir holds")
 
 
-class Run(NamedTuple):
-    """A run as its folder tells it.
-
-    Attributes:
-        folder: its name.
-        settings: its config.json.
-        loss, gradient_norm: `[iterations]`.
-        trace: |dL/ds_t|, `[iterations, T]`.
-    """
-
-    folder: str
-    settings: Mapping[str, Any]
-    loss: np.ndarray
-    gradient_norm: np.ndarray
-    trace: np.ndarray
-
-
-def load_run(folder: str) -> Run:
-    """Reads a run's folder; `ValueError` where it holds no training run, in one line."""
-    settings = records.load_config(folder)
-    try:
-        arrays = [records.load_array(folder, name) for name in ("loss", "gradient_norm", "trace")]
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{folder} holds no training run that can be compared ({error}); name folders of runs "
-            "that came to their end, such as runs/sine"
-        ) from error
-    return Run(folder, settings, *arrays)
-
-
-def load_runs(folders: Sequence[str]) -> list[Run]:
-    """Reads runs that can be set side by side.
+def load_runs(folders: Sequence[str], which: str = "") -> list[Kept]:
+    """Reads what can be set side by side.
 
     Raises:
-        UsageError: fewer than two folders.
-        ValueError: no run, runs of different experiments or of unequal T; the message names them.
+        UsageError: fewer than two, or more than can be told apart; no such network.
+        ValueError: a folder holds no run; the message names it.
     """
-    if len(folders) < 2:
+    runs = [run for folder in folders for run in load_kept(folder, which)]
+    if len(runs) < 2:
         raise UsageError(
             f"{len(folders)} run folders were named, but a comparison needs two or more: "
             "python -m experiments.compare runs/one runs/other"
         )
-    runs = [load_run(folder) for folder in folders]
-    for run in runs[1:]:
-        for what, found, wanted in (
-            ("a run of", run.settings.get("experiment"), runs[0].settings.get("experiment")),
-            ("of sequences of T =", run.trace.shape[1], runs[0].trace.shape[1]),
-        ):
-            if found != wanted:
-                raise ValueError(
-                    f"{runs[0].folder} is {what} {wanted}, but {run.folder} {what} {found}; "
-                    "compare those that have it in common"
-                )
+    if len(runs) > MOST:
+        points = dict.fromkeys(f"{n}={v}" for run in runs for n, v in run.point.items())
+        fewer = f"choose by --network, such as --network={list(points)[-1]}" if points else ""
+        raise UsageError(
+            f"these are {len(runs)} kinds of network, and {MOST} can be told apart; "
+            f"{fewer or 'name fewer folders'}"
+        )
     return runs
 
 
-def labels_of(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: the settings that differ, and its folder where these are not enough."""
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    differing = [
-        name
-        for name in names
-        if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)
-    ]
+def labels_of(runs: Sequence[Kept]) -> list[str]:
+    """A name for each: the settings that differ, and its folder where these are not enough."""
+    if len({run.settings.get(records.EXPERIMENT) for run in runs}) > 1:
+        # Hardly a setting of one experiment is one of another: each run is called by its folder.
+        labels = []
+        for folder in dict.fromkeys(run.folder for run in runs):
+            points = _differing([run.point for run in runs if run.folder == folder])
+            labels += [", ".join([folder, *parts]) for parts in points]
+        return labels
     labels = [
-        ", ".join(f"{name}={run.settings.get(name, 'not set')}" for name in differing)
-        for run in runs
+        ", ".join([*parts, *others])
+        for parts, others in zip(
+            _differing([run.settings for run in runs]),
+            _differing([run.point for run in runs]),
+            strict=True,
+        )
     ]
     return [
         label if label and labels.count(label) == 1 else f"{label} ({run.folder})".strip()
@@ -114,7 +94,16 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def trained(run: Run) -> plots.Trained:
+def _differing(settings: Sequence[Mapping[str, object]]) -> list[list[str]]:
+    """name=value of the settings that are not the same everywhere."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    differing = [
+        name for name in names if any(one.get(name) != settings[0].get(name) for one in settings)
+    ]
+    return [[f"{name}={one.get(name, 'not set')}" for name in differing] for one in settings]
+
+
+def trained(run: Kept) -> plots.Trained:
     """What is drawn of a run; its profiles are those of its own figures."""
     start, _, end = profiles(run.trace).values()
     spans = np.array_split(np.arange(len(run.trace)), min(NUM_SPANS, len(run.trace)))
@@ -123,30 +112,47 @@ def trained(run: Run) -> plots.Trained:
     slopes = [
         fit_slope(lag_profile(logs[span].T, np.full(len(span), last_step))).slope for span in spans
     ]
-    middles = np.array([1 + np.mean(span) for span in spans])
-    return plots.Trained(run.loss, start, end, middles, np.array(slopes))
+    middles = np.array([run.trace_every * (1 + np.mean(span)) for span in spans])
+    return plots.Trained(run.loss, start, end, middles, np.array(slopes), run.every)
 
 
-def table(runs: Sequence[Run], labels: Sequence[str], drawn: Sequence[plots.Trained]) -> str:
-    """The comparison in numbers, a line a run, as Markdown."""
+def table(runs: Sequence[Kept], labels: Sequence[str], drawn: Sequence[plots.Trained]) -> str:
+    """The comparison in numbers, a line each, as Markdown."""
     lines = [
-        f"| run | iterations | loss, last {LAST} | gradient norm, last {LAST} | "
-        "slope, start → end (nats per step back) | horizon, start → end (steps) |",
-        "|---|---|---|---|---|---|",
+        f"| run | iterations | loss, last {LAST} | gradient norm, last {LAST} | solved | "
+        "slope, start → end (nats per step back) | e-folding length, start → end (steps) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for run, label, curves in zip(runs, labels, drawn, strict=True):
         first, last = (float(slope) for slope in curves.slopes[[0, -1]])
+        solved = "–" if run.solved is None else f"{run.solved} of {run.networks}"
         lines.append(
-            f"| {label} | {len(run.loss):,} | {np.mean(run.loss[-LAST:]):.2e} | "
-            f"{np.mean(run.gradient_norm[-LAST:]):.2e} | {first:+.3f} → {last:+.3f} | "
+            f"| {label} | {run.every * len(run.loss):,} | {_end_of(run, run.loss)} | "
+            f"{_end_of(run, run.gradient_norm)} | {solved} | {first:+.3f} → {last:+.3f} | "
             f"{e_folding_length(first):.3g} → {e_folding_length(last):.3g} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def finding(labels: Sequence[str], runs: Sequence[Run]) -> str:
-    """Title of the figure: who ends lowest."""
-    ends = [np.mean(run.loss[-LAST:]) for run in runs]
+def last_mean(run: Kept, curve: np.ndarray) -> float:
+    """The mean of a curve's last iterations; NaN where nothing was trained."""
+    count = max(1, LAST // run.every)
+    return float(np.mean(curve[-count:])) if len(curve) else np.nan
+
+
+def _end_of(run: Kept, curve: np.ndarray) -> str:
+    return f"{last_mean(run, curve):.2e}" if len(curve) else "–"
+
+
+def finding(labels: Sequence[str], runs: Sequence[Kept]) -> str:
+    """Title of the figure: who ends lowest, where losses are of one kind."""
+    tasks = {
+        (run.settings.get(records.EXPERIMENT), run.point.get("task", run.settings.get("task")))
+        for run in runs
+    }
+    if len(tasks) > 1:
+        return f"{len(runs)} runs of {len(tasks)} tasks; their losses are of different kinds"
+    ends = [last_mean(run, run.loss) for run in runs]
     if not np.isfinite(ends).any():
         return "No run ends with a finite loss"
     best = int(np.nanargmin(np.where(np.isfinite(ends), ends, np.nan)))
@@ -156,7 +162,7 @@ def finding(labels: Sequence[str], runs: Sequence[Run]) -> str:
 def main(config: CompareConfig) -> None:
     """Draws the figure, prints the table and says where both are."""
     check(config)
-    runs = load_runs(config.runs)
+    runs = load_runs(config.runs, config.network)
     settings = settings_of("compare", config) | {"runs": list(config.runs)}
     labels, drawn = labels_of(runs), [trained(run) for run in runs]
     figure = plots.trained_side_by_side(

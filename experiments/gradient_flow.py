@@ -17,7 +17,6 @@ Examples:
   python -m experiments.gradient_flow --run=runs/sine --moment=end --workdir=runs/sine_flow
 """
 
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,51 +29,18 @@ from experiments.analysis.flow_measurements import (
     measure,
     slope_bounds,
 )
-from experiments.analysis.sine_network import network_of_run
+from experiments.analysis.kept_networks import choose
+from experiments.analysis.rebuilt import rebuild
 from experiments.analysis.sweep_theory import predicted_slope as theory_of
 from experiments.cli import axes
 from experiments.cli.compilation_cache import use_compilation_cache
-from experiments.cli.options import check, launch, option
+from experiments.cli.options import check, launch
 from experiments.cli.run_folder import open_run_folder
 from experiments.reports.gradient_flow import power_of_ten, save_figures
-from experiments.setup.cells import (
-    CELL_ARGS_HELP,
-    CELL_HELP,
-    RECURRENT_INITS,
-    cell_arguments,
-    check_initializer,
-    factory_named,
-    make_cell,
-)
-from experiments.setup.networks import Network, fresh_network
+from experiments.setup.gradient_flow import FlowConfig, fresh
+from experiments.setup.networks import Network
 from rnn_jax import gradflow, plots
-from rnn_jax.cells import ACTIVATIONS
-from rnn_jax.io import records
-
-
-@dataclasses.dataclass(frozen=True)
-class FlowConfig:
-    """Settings of one picture; see `--help`."""
-
-    cell: str = option("elman", f"the recurrent cell: {CELL_HELP}")
-    cell_args: str = option("", CELL_ARGS_HELP)
-    activation: str = option("tanh", "of an elman or leaky cell", choices=tuple(ACTIVATIONS))
-    hidden_size: int = option(64, "H, number of hidden units", minimum=1)
-    recurrent_init: str = option("gaussian", "how W is drawn", choices=tuple(RECURRENT_INITS))
-    gain: float = option(1.0, "scale of W: its spectral radius if wide", above=0)
-    compare_gains: str = option(
-        "", "axis: gains to draw side by side, such as 0.5,1,2; empty for none"
-    )
-    length: int = option(100, "T, number of time steps", minimum=1)
-    batch_size: int = option(16, "B, number of sequences", minimum=1)
-    input_std: float = option(0.1, "standard deviation of the inputs", minimum=0)
-    loss: str = option("last", "which steps have a loss", choices=("last", "every"))
-    run: str = option("", "folder of a run whose network is to be looked at; empty for a fresh one")
-    moment: str = option("end", "of the run's training", choices=("start", "end"))
-    seed: int = option(0, "of weights, inputs and loss", minimum=0)
-    workdir: str = option("runs/gradient_flow", "folder for figures and arrays")
-    overwrite: bool = option(False, "replace a run of other settings in --workdir")
-    compilation_cache: bool = option(True, "keep compiled programs in the user's cache folder")
+from rnn_jax.io import parameters, records
 
 
 class Result(NamedTuple):
@@ -95,26 +61,11 @@ def gains_of(config: FlowConfig) -> list[float]:
 def network_of(config: FlowConfig, gain: float | None = None) -> Network:
     """The network that the settings describe, at another gain if one is given."""
     if config.run and gain is None:
-        return network_of_run(config.run, config.moment)
-    factory = factory_named(config.cell)
-    check_initializer(config.recurrent_init, config.hidden_size)
+        settings, choice = records.load_config(config.run), choose(config.run, config.network)
+        return rebuild(config.run, settings, choice, config.moment, (config.cell,)).network
     gates = 2 if config.cell == "lstm" else 1
     check_memory(gates * config.hidden_size, config.length, config.batch_size)
-    arguments = cell_arguments(factory, config.cell_args)
-    cell = make_cell(
-        factory,
-        config.hidden_size,
-        {
-            "gain": config.gain if gain is None else gain,
-            **{name: values[0] for name, values in arguments.numbers.items()},
-        },
-        activation=config.activation,
-        recurrent_init=config.recurrent_init,
-        fixed=arguments.fixed,
-    )
-    return fresh_network(
-        cell, config.seed, config.length, config.batch_size, config.input_std, config.loss
-    )
+    return fresh(config, gain)
 
 
 def predicted_slope(config: FlowConfig, gain: float) -> float | None:
@@ -166,6 +117,8 @@ def _run(config: FlowConfig, network: Network, workdir: Path) -> Result:
     ):
         records.save_array(workdir, name, getattr(measured, name))
     records.save_tree(workdir, "terms", measured.terms)
+    if not config.run:
+        parameters.save(workdir, parameters.STAGES[0], {"cell": network.params})
     flow = plots.Flow(
         "",
         measured.log_norms,

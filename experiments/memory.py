@@ -27,7 +27,6 @@ Example:
   python -m experiments.memory --flagfile=experiments/flags/adding.flags
 """
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -36,19 +35,15 @@ import jax
 import numpy as np
 
 from experiments.cli import axes
-from experiments.cli.options import UsageError, launch, option
+from experiments.cli.options import UsageError, launch
 from experiments.cli.start_jax import start_jax
 from experiments.reports import memory as memory_report
 from experiments.reports.summary import write_summary
 from experiments.setup.host_memory import check_groups, check_networks
+from experiments.setup.memory import MemoryConfig
 from experiments.setup.method import check_flossing, check_method, floss_iterations
-from experiments.setup.task_config import (
-    TaskConfig,
-    apply_preset,
-    check_task_config,
-    preset_names,
-)
-from experiments.setup.tasks import TASK_HELP, task_named
+from experiments.setup.task_config import apply_preset, check_task_config, preset_names
+from experiments.setup.tasks import task_named
 from experiments.training.groups import Group, Training
 from experiments.training.loop import END, START
 from experiments.training.outcome import describe_training
@@ -57,19 +52,6 @@ from experiments.training.side_by_side import trained
 from experiments.training.task_training import Data, task_algorithm, task_schedule
 
 TEST_SEQUENCES = 400
-
-
-@dataclasses.dataclass(frozen=True)
-class MemoryConfig(TaskConfig):
-    """Settings of the experiment; see `--help`."""
-
-    task: str = option("adding", f"what is to be learned: {TASK_HELP}")
-    length: str = option("100", "axis: T, time steps; of copy_memory and delayed_xor the delay")
-    gains: str = option("", "axis: scale of W; empty for --gain, or what the cure sets")
-    learning_rate: str = option("0.001", "axis: step size; the best of them is told")
-    seeds: int = option(5, "networks of each cure, length and learning rate", minimum=1)
-    train_steps: int = option(3000, "iterations of a network that does not solve it", minimum=1)
-    workdir: str = option("runs/memory", "folder for results and figures", affects_results=False)
 
 
 def groups_of(config: MemoryConfig) -> list[Group]:

@@ -11,6 +11,7 @@ import pytest
 from experiments import digits as experiment
 from experiments.cli.options import UsageError
 from experiments.digits import DigitsConfig, data_of, load
+from experiments.setup.digits import PERMUTATION_SEED
 from rnn_jax.io import records
 from rnn_jax.tasks.digits import digits, split, whole
 from rnn_jax.tasks.task import is_solved
@@ -112,7 +113,7 @@ def test_the_permutation_is_one_for_training_and_test():
         np.asarray(data_of(DigitsConfig(permuted=p), images, labels).examples(None).inputs)[..., 0]
         for p in (False, True)
     )
-    permutation = np.random.default_rng(experiment.PERMUTATION_SEED).permutation(64)
+    permutation = np.random.default_rng(PERMUTATION_SEED).permutation(64)
     np.testing.assert_array_equal(moved, in_order[permutation])
     assert not np.array_equal(permutation, np.arange(64))
     training = data_of(

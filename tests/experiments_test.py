@@ -10,7 +10,7 @@ import pytest
 import rnn_jax
 from experiments import diagnose, gradient_flow, sine
 from experiments.analysis import flow_measurements
-from experiments.analysis.outcomes import outcome_of_run
+from experiments.analysis.outcomes import outcome_of
 from experiments.reports import sine as sine_report
 from experiments.setup.networks import Network
 from experiments.training.algorithm import first_nonfinite
@@ -170,9 +170,12 @@ def test_a_run_is_diagnosed_at_its_start_and_its_end(tutorial_run, capsys):
 
 
 def test_the_outcome_of_a_run_is_not_made_up(tutorial_run):
-    settings = records.load_config(tutorial_run.workdir)
-    assert outcome_of_run(tutorial_run.workdir, settings).loss > 0
-    assert outcome_of_run(tutorial_run.workdir, settings | {"experiment": "benchmark"}) is None
+    folder = tutorial_run.workdir
+    loss = records.load_metrics(folder)[-1]["mean_loss"]
+    assert outcome_of(folder, {}, 0.5) == (loss, 0.5)
+    assert outcome_of(folder, {"test_loss": 0.25}, 0.5) == (0.25, 0.5)
+    for row in ({"test_loss": None}, {"test_loss": "0.2"}, {"verdict": "vanishing"}):
+        assert outcome_of(folder, row, 0.5) is None
 
 
 def test_gradient_flow_looks_at_a_run(tutorial_run, tmp_path):

@@ -126,11 +126,11 @@ def counting_work(ends, num_steps=12, test_every=3):
 
     def init(hparams, key):
         del key
-        return {"count": jnp.zeros(()), "solves": hparams["solves"]}
+        return training.TrainState(jnp.zeros(()), {"solves": hparams["solves"]}, (), ())
 
     def train_chunk(hparams, state, key, size):
         del key
-        steps = state["count"] + 1 + jnp.arange(size)
+        steps = state.step + 1 + jnp.arange(size)
         broken = steps == hparams["breaks"]
         loss = jnp.where(broken, jnp.nan, 1 / steps)
         at = jnp.where(jnp.any(broken), 1 + jnp.argmax(broken), 0)
@@ -141,16 +141,16 @@ def counting_work(ends, num_steps=12, test_every=3):
             "worst_norm": jnp.ones(1),
             "traces": jnp.full((1, 5), steps[-1]),
         }
-        return {**state, "count": steps[-1]}, metrics, where
+        return state.replace(step=steps[-1]), metrics, where
 
     def evaluate(state, key):
         del key
-        wrong = jnp.where(state["count"] >= state["solves"], 0.0, 1.0)
-        return {"test_loss": 1 / state["count"], "wrong": wrong}
+        wrong = jnp.where(state.step >= state.params["solves"], 0.0, 1.0)
+        return {"test_loss": 1 / state.step, "wrong": wrong}
 
     def measure(state, key):
         del key
-        return {"log_norms": jnp.full((5, 2), state["count"]), "exponent": state["count"]}
+        return {"log_norms": jnp.full((5, 2), state.step), "exponent": state.step}
 
     schedule = Schedule(
         num_steps, test_every, is_solved=lambda results: results["wrong"][:, -1] <= 0.01
@@ -176,6 +176,7 @@ def test_a_network_stays_as_it_was_when_it_solved_its_task_or_diverged():
     np.testing.assert_array_equal(found["steps"], [6, 9, 12])
     np.testing.assert_array_equal(found["exponent_end"], [6, 6, 12])
     np.testing.assert_array_equal(found["exponent_start"], [0, 0, 0])
+    np.testing.assert_array_equal(batch.params["end"]["solves"], [5, 99, 99])
     np.testing.assert_array_equal(found["diverged_step"], [0, 8, 0])
     np.testing.assert_array_equal(found["diverged_time_step"], [0, 2, 0])
     np.testing.assert_allclose(found["test_loss"][0], 1 / np.array([3, 6, 6, 6]))

@@ -275,7 +275,7 @@ def test_tables_and_words_where_nothing_was_measured():
     actual = WITH_GAPS[HELD_OUT:].copy()
     actual[:4, 0] = np.nan
     found = found_by()._replace(actual=actual)
-    assert series_report.horizons(found) == [1, 4, 12]
+    assert series_report.spans(found) == [1, 4, 12]
     lines = series_report.markdown(found, ["a", "b"]).splitlines()
     (row,) = [line for line in lines if line.startswith("| a | a network")]
     assert row.split("|")[4:6] == [" – ", " – "]

@@ -403,12 +403,12 @@ def test_sensitivity_of_a_scalar_recurrence():
 
 
 def test_transient_growth_of_two_units():
-    a, c, horizon = 0.9, 3.0, 100
-    k = np.arange(horizon + 1)
+    a, c, largest = 0.9, 3.0, 100
+    k = np.arange(largest + 1)
     # W^k = [[a^k, k a^(k-1) c], [0, a^k]]: sigma^2 solves x^2 - (sum of squares) x + det^2 = 0.
     squares, determinant = 2 * a ** (2 * k) + (k * a ** (k - 1) * c) ** 2, a ** (2 * k)
     norms = np.sqrt((squares + np.sqrt(squares**2 - 4 * determinant**2)) / 2)
-    growth = theory.transient_growth(jnp.array([[a, c], [0, a]]), horizon)
+    growth = theory.transient_growth(jnp.array([[a, c], [0, a]]), largest)
     assert growth.peak_step == np.argmax(norms)
     assert 5 < growth.peak_step < 15
     np.testing.assert_allclose(growth.peak, np.log(norms.max()), rtol=1e-12)
@@ -446,7 +446,7 @@ def test_transient_growth_of_matrices_that_leave_the_range_of_floats():
         (lambda: theory.singular_value_bounds(jnp.ones(3)), r"\(3,\)"),
         (lambda: theory.singular_value_bounds(jnp.ones((2, 2)), "elu"), "'elu'.*softplus"),
         (lambda: theory.transient_growth(jnp.ones((2, 3)), 5), r"\(2, 3\)"),
-        (lambda: theory.transient_growth(jnp.ones((2, 2)), 0), "horizon is 0"),
+        (lambda: theory.transient_growth(jnp.ones((2, 2)), 0), "largest_power is 0"),
         (lambda: theory.newman_exponents(0), "size is 0"),
         (lambda: theory.trainable_length(-0.1, 1.0), "survival is 1.0"),
         (lambda: theory.stable_length(0.1, 0.0), "survival is 0.0"),

@@ -30,31 +30,42 @@ def measure_flow(
 
 
 def untrained(settings: dict[str, Any], batch_size: int, input_size: int) -> Fit:
-    """Gradient flow at initialization, on white inputs, with the loss v . h_T.
+    """Gradient flow at initialization; arguments are those of `untrained_network`."""
+
+    def fit(hparams: dict[str, Array], key: Key) -> dict[str, Array]:
+        return measure_flow(*untrained_network(settings, batch_size, input_size, hparams, key))
+
+    return fit
+
+
+def untrained_network(
+    settings: dict[str, Any],
+    batch_size: int,
+    input_size: int,
+    hparams: dict[str, Array],
+    key: Key,
+) -> tuple[Cell, Params, State, Array, LastStep]:
+    """A network at initialization, on white inputs, with the loss v . h_T, as `gradflow` takes it.
 
     Args:
         settings: cell, activation, recurrent_init, hidden_size, length.
         batch_size: B.
         input_size: D. The mean-field prediction wants an input of steady variance: many of them.
+        hparams: numbers of the cell, and input_std.
+        key: of all that is drawn.
     """
-
-    def fit(hparams: dict[str, Array], key: Key) -> dict[str, Array]:
-        cell = cell_at(settings, hparams)
-        weights_key, state_key, inputs_key, loss_key = jax.random.split(key, 4)
-        params = cell.init(weights_key, input_size)
-        # Exactly at 0 and without input, tanh would stay on a fixed point that is unstable.
-        state = jax.tree.map(
-            lambda s: START_STD * jax.random.normal(state_key, s.shape),
-            cell.initial_state(params, (batch_size,)),
-        )
-        shape = (settings["length"], batch_size, input_size)
-        xs = hparams["input_std"] * jax.random.normal(inputs_key, shape)
-        direction = jax.random.normal(loss_key, (cell.emit(state).shape[-1],))
-        return measure_flow(
-            cell, params, state, xs, LastStep(lambda last: cell.emit(last) @ direction)
-        )
-
-    return fit
+    cell = cell_at(settings, hparams)
+    weights_key, state_key, inputs_key, loss_key = jax.random.split(key, 4)
+    params = cell.init(weights_key, input_size)
+    # Exactly at 0 and without input, tanh would stay on a fixed point that is unstable.
+    state = jax.tree.map(
+        lambda s: START_STD * jax.random.normal(state_key, s.shape),
+        cell.initial_state(params, (batch_size,)),
+    )
+    shape = (settings["length"], batch_size, input_size)
+    xs = hparams["input_std"] * jax.random.normal(inputs_key, shape)
+    direction = jax.random.normal(loss_key, (cell.emit(state).shape[-1],))
+    return cell, params, state, xs, LastStep(lambda last: cell.emit(last) @ direction)
 
 
 def last_loss(model: Model, params: ModelParams, task: Task, batch: Batch) -> LastStep:

@@ -3,16 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 import rnn_jax
 from experiments.analysis.free_running import led, led_inputs
-from experiments.setup.host_memory import check_fits
-from experiments.setup.networks import Network
-from experiments.setup.sine import config_of, parts_of
 from rnn_jax import losses
-from rnn_jax.io import records
 from rnn_jax.types import Array, Batch, State
 
 
@@ -37,30 +30,3 @@ def measured_arguments(
         return led(model), params, carry, led_inputs(batch.inputs, given), step_losses
 
     return arguments
-
-
-def network_of_run(folder: str, stage: str) -> Network:
-    """The network of a run, at the "start" or "end" of training, on a batch of its own task.
-
-    Raises:
-        ValueError: the folder holds no such run.
-    """
-    config = config_of(records.load_config(folder))
-    parts = parts_of(config)
-    batch_shape = jax.eval_shape(parts.sample, jax.random.key(0))
-    # A batch of it is made below, however large a file says that it is.
-    check_fits(
-        sum(4 * leaf.size for leaf in jax.tree.leaves(batch_shape)) * config.hidden_size,
-        "the batch_size and num_points of the run",
-    )
-    like: Any = jax.eval_shape(lambda: parts.model.init(jax.random.key(0), 1))
-    if not records.tree_exists(folder, f"params_{stage}"):
-        raise ValueError(
-            f"{folder} has no parameters of the {stage} of training; let the run come to its end "
-            "first"
-        )
-    params = records.load_tree(folder, f"params_{stage}", like)
-    batch = parts.sample(jax.random.fold_in(jax.random.key(config.seed), 1))
-    state = parts.model.cell.initial_state(params.cell, batch.inputs.shape[1:-1])
-    arguments = measured_arguments(parts.model, None)(params, state, batch)
-    return Network(*arguments)._replace(params=jax.tree.map(jnp.asarray, params.cell))

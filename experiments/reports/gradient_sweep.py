@@ -268,7 +268,7 @@ def summary(workdir: Path, rows: list[Row], groups: list[Group]) -> str:
 
 
 def horizons(rows: list[Row], name: str) -> np.ndarray:
-    """Memory horizons, inf where a living gradient never falls; NaN for networks without one."""
+    """Horizons, inf where a living gradient never falls; NaN for networks without one."""
     verdict = name.replace("horizon", "verdict")
     return np.array(
         [

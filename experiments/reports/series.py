@@ -14,7 +14,7 @@ from experiments.training.parts import Row
 from rnn_jax import plots
 from rnn_jax.io import records
 
-HORIZONS = (15, 3, 1)
+SPANS = (15, 3, 1)
 """The free run is judged over these parts of the held-out rows: 1, 5 and 15 of 15 years."""
 
 
@@ -176,14 +176,14 @@ def gaps(found: Forecasts, names: list[str]) -> list[str]:
     ]
 
 
-def horizons(found: Forecasts) -> list[int]:
+def spans(found: Forecasts) -> list[int]:
     """Lengths of free run that are judged, in rows."""
-    return sorted({max(1, len(found.actual) // part) for part in HORIZONS})
+    return sorted({max(1, len(found.actual) // part) for part in SPANS})
 
 
 def markdown(found: Forecasts, names: list[str]) -> str:
     """Root mean squared errors: one network's, mean and spread; that of their mean; baselines."""
-    steps = horizons(found)
+    steps = spans(found)
     lines = [
         "| column | forecast | one step ahead | "
         + " | ".join(f"free run, first {count}" for count in steps)
@@ -224,7 +224,7 @@ def verdicts(found: Forecasts, names: list[str]) -> list[str]:
         lines.append(_verdict(f"{name}, one step ahead", found, column, None))
         lines += [
             _verdict(f"{name}, free run of {count} rows", found, column, count)
-            for count in horizons(found)
+            for count in spans(found)
         ]
     return lines
 

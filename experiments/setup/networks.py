@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 import rnn_jax
-from rnn_jax.types import Array, Params, State, StepLosses
+from rnn_jax.gradflow.losses import Losses
+from rnn_jax.types import Array, Params, State
 
 
 class Network(NamedTuple):
@@ -17,14 +18,14 @@ class Network(NamedTuple):
         params: the cell's parameters.
         state: s_0, leaves `[B, H]`.
         xs: `[T, B, D]`.
-        step_losses: `states -> [T, B]`.
+        step_losses: `states -> [T, B]`, or a `LastStep`.
     """
 
     cell: rnn_jax.Cell
     params: Params
     state: State
     xs: Array
-    step_losses: StepLosses
+    step_losses: Losses
 
 
 def fresh_network(

@@ -9,9 +9,9 @@ import optax
 
 import rnn_jax
 from experiments.cli.options import UsageError, check, option
+from experiments.setup.kept_config import kept_config
 from experiments.setup.run import CheckpointConfig, FolderConfig
 from rnn_jax import initializers, losses, objectives
-from rnn_jax.io.reading import shown
 from rnn_jax.tasks import sine
 from rnn_jax.training import optim, traces
 from rnn_jax.types import Array, Batch, Key
@@ -178,17 +178,4 @@ def _parts(
 
 def config_of(settings: Mapping[str, Any]) -> SineConfig:
     """The config of a run from its config.json; `ValueError` if it is not of this experiment."""
-    # Where to write and how to compute is for whoever runs it to say, not for a file.
-    names = {
-        field.name for field in dataclasses.fields(SineConfig) if field.metadata["affects_results"]
-    }
-    known = {name: value for name, value in settings.items() if name in names}
-    strange = sorted(set(settings) - names - {"experiment"})
-    if settings.get("experiment") != "sine" or strange:
-        raise ValueError(
-            f"a run of the experiment {shown(settings.get('experiment'))} with the settings "
-            f"{', '.join(shown(name) for name in strange[:5]) or 'given'} is not one of sine"
-        )
-    config = SineConfig(**known)
-    check(config)
-    return config
+    return kept_config("sine", SineConfig, settings)

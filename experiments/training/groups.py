@@ -8,8 +8,9 @@ call of a pure function.
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -74,10 +75,12 @@ class Batch(NamedTuple):
     Attributes:
         indices: `[M]`, which of them.
         results: name -> `[M, ...]`.
+        params: start and end -> parameters, leaves `[M, ...]`; none of networks that do not train.
     """
 
     indices: np.ndarray
     results: Arrays
+    params: Mapping[str, Any] = MappingProxyType({})
 
 
 class Work(NamedTuple):
@@ -169,7 +172,8 @@ def _run_missing(
             compute = trained if isinstance(group.program, Training) else measured
             for batch in compute(work, layout) if len(missing) else ():
                 if writer:
-                    write_part(workdir, number, batch.indices, *_described(group, first, batch))
+                    rows, kept = _described(group, first, batch)
+                    write_part(workdir, number, batch.indices, rows, kept, batch.params)
                 count += len(batch.indices)
                 # A signal may reach one process before another, or one alone; all stop together.
                 if count < len(done) and sharding.any_process(should_stop()):
@@ -221,19 +225,21 @@ def trained(work: Work, layout: Layout) -> Iterator[Batch]:
         indices = work.indices[start : start + layout.batch]
         hparams = {name: values[indices] for name, values in group.hparams.items()}
         programs = of_many_networks(group.program.algorithm, hparams, keys[indices], layout)
-        end = _train_batch(work, programs, group.program.schedule, indices)
+        end, start_params = _train_batch(work, programs, group.program.schedule, indices)
         results = {
             f"{name}_{stage}": values
             for stage, found in end.measured.items()
             for name, values in found.items()
         }
-        yield Batch(indices, {**loop.curves(end, group.program.schedule), **results, **end.ends})
+        curves = loop.curves(end, group.program.schedule)
+        params = {loop.START: start_params, loop.END: end.state.params}
+        yield Batch(indices, {**curves, **results, **end.ends}, params)
 
 
 def _train_batch(
     work: Work, programs: Programs, schedule: Schedule, indices: np.ndarray
-) -> RunState:
-    """A batch of networks, trained to its end from where its checkpoint stands."""
+) -> tuple[RunState, Any]:
+    """A batch of networks, trained to its end from where its checkpoint stands; and its start."""
     # Several processes train the same networks; a checkpoint of each would be in the others' way.
     alone = jax.process_count() == 1
     # Named by its networks: a checkpoint of others of the group is not theirs.
@@ -274,10 +280,13 @@ def _train_batch(
     found = store.restore(folder, programs) if alone and work.options.resume else None
     if found is not None:
         now, saved = found
+        # No checkpoint holds them: they are drawn again, from the same keys.
+        start_params = programs.init().params
     else:
         store.forget(folder)
         now, saved = loop.begin(programs, callbacks), store.nothing_saved()
-    return loop.train(programs, now, schedule, callbacks)
+        start_params = now.state.params
+    return loop.train(programs, now, schedule, callbacks), start_params
 
 
 def _described(group: Group, first: int, batch: Batch) -> tuple[list[Row], list[Arrays]]:

@@ -63,9 +63,9 @@ def check_group(group: Group, width: int, lower: str) -> None:
         needed = memory_check.width_bytes(function, (hparams, state), keys, width)
         check_fits(devices * needed, lower)
     _, results, _ = jax.eval_shape(jax.vmap(chunk), (hparams, state), keys)
-    # All states, old and new, and the results of every chunk.
+    # All states, old and new, what they began as, and the results of every chunk.
     chunks = -(-schedule.num_steps // schedule.chunk_size)
-    arrays = 2 * num_bytes(state) + chunks * num_bytes(results)
+    arrays = 2 * num_bytes(state) + num_bytes(state.params) + chunks * num_bytes(results)
     check_networks(len(group.seeds), arrays, "--seeds, --train_steps or --length")
 
 

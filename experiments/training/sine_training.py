@@ -27,7 +27,7 @@ from experiments.training.single import Run, train_network
 from experiments.training.store import CheckpointOptions
 from experiments.training.tensorboard_events import events
 from rnn_jax import training
-from rnn_jax.io import records
+from rnn_jax.io import parameters, records
 from rnn_jax.types import Key
 
 
@@ -146,7 +146,7 @@ def train_one(config: SineConfig, workdir: Path | None) -> Result:
     """Trains and tests one network, and writes its arrays to an open folder, if one is given."""
     parts, key = parts_of(config), jax.random.key(config.seed)
     if workdir is not None:
-        records.save_tree(workdir, "params_start", initial_params(config))
+        parameters.save(workdir, loop.START, initial_params(config))
     boundary = free_running.GIVEN if config.free_run_steps else None
     with contextlib.ExitStack() as stack:
         on_log = None
@@ -179,7 +179,7 @@ def train_one(config: SineConfig, workdir: Path | None) -> Result:
         skipped=int(optax.tree.get(end.state.opt_state, "total_notfinite", default=0)),
     )
     if workdir is not None:
-        records.save_tree(workdir, "params_end", params)
+        parameters.save(workdir, loop.END, params)
         records.save_array(workdir, "free_run_errors", result.warmed)
         records.save_array(workdir, "closed_loop_exponents", result.exponents)
     return result

@@ -35,7 +35,7 @@ class Diagnosis(NamedTuple):
             fitted. Also `slope`.
         growth_rate_error: its standard error; inf where there is none. Also `slope_error`.
         fit_steps: first and last time step (from 1) of the range it was fitted on.
-        horizon: memory horizon, steps until the gradient has fallen to 1/1000; inf if it does not.
+        horizon: steps back until the gradient has fallen to 1/1000; inf if it does not.
         saturation: share of units with phi' < 0.05; NaN for cells whose phi' is not known.
         exponent: largest Lyapunov exponent, nats per step; NaN where the state never moves.
         num_steps: T.

@@ -75,7 +75,7 @@ class ScalarSensitivity(NamedTuple):
 
 
 class TransientGrowth(NamedTuple):
-    """ln||W^k||_2 over k = 0..horizon, all `[...]` for W `[..., H, H]`.
+    """ln||W^k||_2 over k = 0..largest_power, all `[...]` for W `[..., H, H]`.
 
     Attributes:
         peak: its largest value, 0 or above, since ||W^0|| = 1.
@@ -291,23 +291,23 @@ def scalar_sensitivity(a: ArrayLike) -> ScalarSensitivity:
     return ScalarSensitivity(1 / decay, (1 + a * a) / decay**3)
 
 
-def transient_growth(W: Array, horizon: int) -> TransientGrowth:
+def transient_growth(W: Array, largest_power: int) -> TransientGrowth:
     """How far powers of W grow before their spectral radius has its way; W `[..., H, H]`.
 
     A non-normal W can let a gradient explode for a while that it makes vanish in the end.
 
     Args:
         W: recurrent matrix.
-        horizon: the largest power. Each is kept at unit size with its logarithm aside, so that
+        largest_power: of W. Each power is kept at unit size with its logarithm aside, so that
             none over- or underflows.
 
     Raises:
-        ValueError: W is not square, or horizon not a whole number of at least 1.
+        ValueError: W is not square, or largest_power not a whole number of at least 1.
 
     Source: Trefethen & Embree, "Spectra and pseudospectra" (2005), chapter 16.
     """
     check_square(W)
-    check_size("horizon", horizon)
+    check_size("largest_power", largest_power)
     W = widened(W)
 
     def multiply(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
@@ -320,7 +320,7 @@ def transient_growth(W: Array, horizon: int) -> TransientGrowth:
 
     identity = jnp.broadcast_to(jnp.eye(W.shape[-1], dtype=W.dtype), W.shape)
     start = (identity, jnp.zeros(W.shape[:-2], W.dtype))
-    _, log_norms = lax.scan(multiply, start, None, length=horizon + 1)
+    _, log_norms = lax.scan(multiply, start, None, length=largest_power + 1)
     return TransientGrowth(
         peak=jnp.max(log_norms, axis=0),
         peak_step=jnp.argmax(log_norms, axis=0),

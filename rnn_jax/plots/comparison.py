@@ -23,10 +23,11 @@ class Trained(NamedTuple):
     """What a training run left behind.
 
     Attributes:
-        loss: `[iterations]`.
+        loss: `[K]`; empty where nothing was trained.
         start, end: |dL/ds_t| at the start and at the end of training, `[T]`.
         iterations: at which the slope is known, `[C]`.
         slopes: nats that ln|dL/ds_t| gains with each step back, `[C]`; NaN where unknown.
+        every: iterations from one loss to the next.
     """
 
     loss: np.ndarray
@@ -34,10 +35,11 @@ class Trained(NamedTuple):
     end: np.ndarray
     iterations: np.ndarray
     slopes: np.ndarray
+    every: int = 1
 
 
 def trained_side_by_side(runs: Mapping[str, Trained], title: str) -> Figure:
-    """Loss and horizon of the gradient over training, and its profile at start and end.
+    """Loss and e-folding length of the gradient over training, and its profile at start and end.
 
     Args:
         runs: label -> run; a colour each.
@@ -49,28 +51,32 @@ def trained_side_by_side(runs: Mapping[str, Trained], title: str) -> Figure:
     rows = (len(runs) + 1) // 2
     figure = new_figure(13.0, 4.6 + 0.28 * rows)
     figure.suptitle(title, fontsize=14, x=0.01, ha="left")
-    losses, profiles, horizons = figure.subplots(1, 3)
+    losses, profiles, lengths = figure.subplots(1, 3)
+    # Sequences of unequal lengths have their last step in common.
+    equal = len({len(run.start) for run in runs.values()}) == 1
     colours = dict(zip(runs, _colours(len(runs)), strict=True))
     for label, run in runs.items():
         colour = colours[label]
         median, _ = running_median(run.loss)
-        losses.plot(1 + np.arange(len(median)), median, color=colour, linewidth=1.8)
+        steps = run.every * (1 + np.arange(len(median)))
+        losses.plot(steps, np.where(np.isfinite(median), median, np.nan), color=colour, lw=1.8)
         for norms, line in ((run.start, ":"), (run.end, "-")):
             logs = natural_log(norms)
             shown = np.where(np.isfinite(logs), logs, np.nan)
-            profiles.plot(1 + np.arange(len(logs)), shown, line, color=colour, linewidth=1.8)
-        horizons.plot(run.iterations, run.slopes, color=colour, linewidth=1.8)
+            steps = 1 + np.arange(len(logs)) - (0 if equal else len(logs))
+            profiles.plot(steps, shown, line, color=colour, linewidth=1.8)
+        lengths.plot(run.iterations, run.slopes, color=colour, linewidth=1.8)
     losses.set_yscale("log")
     dress(losses, "Loss (running median)", "training iteration", "loss")
     dress(
         profiles,
         "Gradient by time step",
-        "time step t",
+        "time step t" if equal else "time step, counted from the last: t - T",
         r"$\ln\,|\partial L/\partial s_t|$  (nats)",
     )
-    dress(horizons, "Horizon of the gradient", "training iteration", "e-folding length (steps)")
-    _name_lengths(horizons, np.concatenate([run.slopes for run in runs.values()]))
-    for axes in (losses, horizons):
+    dress(lengths, "E-folding length", "training iteration", "e-folding length (steps)")
+    _name_lengths(lengths, np.concatenate([run.slopes for run in runs.values()]))
+    for axes in (losses, lengths):
         axes.locator_params(axis="x", nbins=5)
     moments = [Line2D([], [], color=GREY, linestyle=line, linewidth=1.8) for line in (":", "-")]
     profiles.legend(moments, ["start of training", "end"], fontsize=10, frameon=False)
