@@ -179,6 +179,7 @@ def test_runs_of_every_experiment_are_compared(folder_of, tmp_path, capsys):
     config = compare.CompareConfig(
         runs=tuple(str(folder_of(name)) for name in names), workdir=str(tmp_path / "all")
     )
+    capsys.readouterr()  # What a run prints that is made here.
     compare.main(config)
     assert (tmp_path / "all" / "compare.png").stat().st_size > 20000
     said = capsys.readouterr().out
