@@ -1,12 +1,12 @@
 """The sLSTM of xLSTM: exponential gates, a normalizer, and a stabilizer that keeps both finite."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rnn_jax import initializers
-from rnn_jax.cells.cell import Affine, Cell, affine_cell, ones_like_unit, times
+from rnn_jax.cells.cell import Affine, Cell, Derivative, affine_cell, ones_like_unit, times
 from rnn_jax.cells.elman import add_bias, check_size
 from rnn_jax.cells.gated import gate_blocks
 from rnn_jax.types import Array, Initializer, Key
@@ -77,20 +77,45 @@ def slstm(
         zeros = jnp.zeros((*batch_shape, hidden_size), params.W.dtype)
         return SLSTMState(c=zeros, n=zeros, m=zeros, h=zeros)
 
-    def activate(params: SLSTMParams, state: SLSTMState, a: Array, r: Array) -> SLSTMState:
+    def keep(state: SLSTMState, a: Array, r: Array) -> tuple[SLSTMState, Any]:
         log_i, of_f, of_z, of_o = jnp.split(a + r, 4, axis=-1)
-        kept = jax.nn.log_sigmoid(of_f) + state.m
-        m = jnp.maximum(kept, log_i)
-        i, f = jnp.exp(log_i - m), jnp.exp(kept - m)
-        c, n = f * state.c + i * jnp.tanh(of_z), f * state.n + i
-        # At the start n may be too small for a float.
-        ratio = c / jnp.where(n == 0, 1, n)
-        return SLSTMState(c=c, n=n, m=m, h=jax.nn.sigmoid(of_o) * ratio)
+        log_f = jax.nn.log_sigmoid(of_f) + state.m
+        m = jnp.maximum(log_f, log_i)
+        i, f = jnp.exp(log_i - m), jnp.exp(log_f - m)
+        z, o = jnp.tanh(of_z), jax.nn.sigmoid(of_o)
+        c, n = f * state.c + i * z, f * state.n + i
+        # m's derivative by ln f: half where both are the largest, as `jnp.maximum` has it.
+        share = (jnp.sign(log_f - log_i) + 1) / 2
+        new = SLSTMState(c=c, n=n, m=m, h=o * c / _divisor(n))
+        return new, (i, f, z, o, jax.nn.sigmoid(-of_f), share)
+
+    def pull(
+        state: SLSTMState, new: SLSTMState, kept: Any, adjoint: SLSTMState
+    ) -> tuple[SLSTMState, Array, Array]:
+        i, f, z, o, open_f, share = kept
+        divisor = _divisor(new.n)
+        ratio = new.c / divisor
+        by_ratio = adjoint.h * o / divisor
+        c = adjoint.c + by_ratio
+        n = adjoint.n - jnp.where(new.n == 0, 0, by_ratio * ratio)
+        by_i, by_f = (c * z + n) * i, (c * state.c + n * state.n) * f
+        by_m = adjoint.m - by_i - by_f
+        log_f = by_f + share * by_m
+        gates = [
+            by_i + (1 - share) * by_m,
+            log_f * open_f,
+            c * i * (1 - z * z),
+            adjoint.h * ratio * o * (1 - o),
+        ]
+        delta = jnp.concatenate(gates, axis=-1)
+        past = SLSTMState(c=c * f, n=n * f, m=log_f, h=jnp.zeros_like(adjoint.h))
+        return past, delta, delta
 
     affine = Affine(
         project=lambda params, x: times(x, params.U),
         recur=lambda params, state: add_bias(times(state.h, params.W), params.b),
-        activate=activate,
+        activate=lambda params, *step: keep(*step)[0],
+        derivative=Derivative(keep, pull),
         factors=lambda x, state, alpha, gamma: {
             "U": (x, alpha),
             "W": (state.h, gamma),
@@ -98,3 +123,8 @@ def slstm(
         },
     )
     return affine_cell(init, initial_state, affine, emit=lambda state: state.h)
+
+
+def _divisor(n: Array) -> Array:
+    """At the start n may be too small for a float."""
+    return jnp.where(n == 0, 1, n)
