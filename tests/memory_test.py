@@ -217,6 +217,9 @@ def test_every_cure_trains(cure):
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
     )
+    # A sweep gathers the state, and a checkpoint holds it, as plain numbers.
+    leaves = jax.tree.leaves(state)
+    assert not any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves)
     assert jax.eval_shape(algorithm.evaluate, state, key)["wrong"].shape == ()
     assert (algorithm.intervene is not None) == cure.startswith("floss")
     if algorithm.intervene is not None:
@@ -233,9 +236,9 @@ def test_every_cell_of_the_literature_is_a_cure():
 
 
 @pytest.mark.parametrize(
-    "cures", ["lru", pytest.param(",".join(NEW_CELLS), marks=pytest.mark.slow)]
+    "cures", ["lru,noise", pytest.param(",".join(NEW_CELLS), marks=pytest.mark.slow)]
 )
-def test_cells_of_the_literature_are_trained_and_compared(tmp_path, cures):
+def test_cures_of_the_literature_are_trained_and_compared(tmp_path, cures):
     rows = memory.run(
         dataclasses.replace(SMALL, cures=cures, learning_rate="0.01", workdir=str(tmp_path / "run"))
     )

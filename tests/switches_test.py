@@ -13,6 +13,7 @@ from experiments.memory import MemoryConfig, groups_of
 from experiments.setup.method import Method, optimizer_of, regularizer_of
 from rnn_jax.model import ModelParams
 from rnn_jax.training import optim, regularizers
+from rnn_jax.training.noise import with_noise_key
 from rnn_jax.training.spectrum import recurrent_matrices, soft_orthogonal, spectral_penalty
 
 H, D = 5, 2
@@ -59,6 +60,26 @@ def test_gradient_noise_is_normal_and_dies_out():
     correlation = np.corrcoef(np.ravel(updates[0]["W"]), np.ravel(updates[1]["W"]))[0, 1]
     assert abs(correlation) < 0.03
     assert optim.raw_norm(state) == 0
+
+
+def test_every_network_draws_noise_of_its_own():
+    """Two networks with the same weights and no gradient are moved by the noise alone."""
+    optimizer = optimizer_of(Method(optimizer="sgd", gradient_noise=1.0), jnp.float32(1.0), 10)
+    params = {"W": jnp.zeros(20_000)}
+    state = optimizer.init(params)
+    states = [with_noise_key(state, jax.random.key(n)) for n in (0, 1, 0)]
+    one, other, again = (optimizer.update(params, own, params)[0]["W"] for own in states)
+    np.testing.assert_array_equal(one, again)
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.04
+    plain = optax.sgd(1.0).init(params)
+    assert with_noise_key(plain, jax.random.key(0)) is plain
+
+
+def test_the_networks_of_a_run_do_so():
+    algorithm, hparams, state = algorithm_of(gradient_noise=0.5)
+    other = jax.jit(algorithm.init)(hparams, jax.random.key(1))
+    keys = [optax.tree_utils.tree_get(s.opt_state, "key_data") for s in (state, other)]
+    assert np.any(keys[0] != keys[1])
 
 
 def test_clipping_comes_before_the_noise():

@@ -25,11 +25,9 @@ from rnn_jax.model import Model
 from rnn_jax.tasks.task import Task
 from rnn_jax.training import optim, regularizers, truncated
 from rnn_jax.training.auxiliary import auxiliary_objective
+from rnn_jax.training.noise import gradient_noise
 from rnn_jax.training.spectrum import soft_orthogonal
 from rnn_jax.types import Array
-
-NOISE_SEED = 0
-"""Of gradient noise, the same for all networks, which differ by their weights and data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +201,7 @@ def optimizer_of(
     rate = learning_rate if constant else optax.cosine_decay_schedule(learning_rate, num_steps)
     chain = [OPTIMIZERS[method.optimizer](rate)]
     if method.gradient_noise:
-        chain.insert(0, optax.add_noise(method.gradient_noise, method.noise_decay, key=NOISE_SEED))
+        chain.insert(0, gradient_noise(method.gradient_noise, method.noise_decay))
     if method.adaptive_clip:
         chain.insert(0, optax.adaptive_grad_clip(method.adaptive_clip))
     optimizer = optax.chain(*chain) if len(chain) > 1 else chain[0]

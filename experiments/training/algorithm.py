@@ -4,6 +4,7 @@ A loop (`experiments.training.loop`) runs any number of networks by them: it jit
 network and maps them over many, and decides when to log, to test, to keep a checkpoint and to stop.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import optax
 from rnn_jax import training
 from rnn_jax.model import Model
 from rnn_jax.objectives import Objective
+from rnn_jax.training.noise import with_noise_key
 from rnn_jax.training.regularizers import Regularizer
 from rnn_jax.training.traces import ParameterTrace, Trace, trace_states
 from rnn_jax.types import Array, Batch, Key
@@ -68,17 +70,24 @@ class Algorithm(NamedTuple):
     intervene_at: tuple[int, ...] = ()
 
 
+NOISE = 2**30
+"""What the stream of noise is folded in by; beyond any number by which a key is split."""
+
+
 class Streams(NamedTuple):
     """What a network's key is split into, so that no two uses of it draw the same numbers."""
 
     init: Key
     data: Key
     test: Key
+    noise: Key
 
 
 def streams(key: Key) -> Streams:
     """The streams of a network's key."""
-    return Streams(*jax.random.split(key, 3))
+    # Apart from the split, whose numbers would change with its size.
+    init, data, test = jax.random.split(key, 3)
+    return Streams(init, data, test, jax.random.fold_in(key, NOISE))
 
 
 def nothing(state: training.TrainState, key: Key) -> Arrays:
@@ -123,9 +132,11 @@ def bptt_algorithm(
 
     def init(hparams: Hparams, key: Key) -> training.TrainState:
         model = objective.model if initial_model is None else initial_model(hparams)
-        return training.fresh_state(
+        state = training.fresh_state(
             model, optimizer(hparams), streams(key).init, input_size, batch_size
         )
+        noisy = with_noise_key(state.opt_state, streams(key).noise)
+        return dataclasses.replace(state, opt_state=noisy)
 
     def train_chunk(
         hparams: Hparams, state: training.TrainState, key: Key, num_steps: int
