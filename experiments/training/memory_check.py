@@ -1,9 +1,9 @@
 """Whether a training run will fit into memory, known before anything is compiled.
 
 An estimate is what `experiments.training.liveness` finds in the program that will run, and what the
-host keeps of it; within 30 % of what processes took at their peak (tests/footprint_test.py). Of
-cells without structure and of closed loops XLA may hold copies that are not seen here: of a small
-one it planned half as much again.
+host keeps of it; within 20 % of what processes took at their peak for cells with structure, up to a
+third below it for one without (tests/footprint_test.py). Of closed loops and of small networks XLA
+may hold copies that are not seen here: it planned half as much again.
 """
 
 from typing import Any
