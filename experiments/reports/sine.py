@@ -90,7 +90,7 @@ def heatmap_finding(norms: np.ndarray) -> str:
     start, *_, end = (np.max(profile) for profile in profiles(norms).values())
     word = "falls" if end < start else "grows"
     factor = max(start, end) / max(min(start, end), np.finfo(float).tiny)
-    return f"Over training the largest |dL/ds_t| {word} {factor:.2g}-fold"
+    return f"Over training the largest |dL/ds_t| {word} {_ratio(factor)}-fold"
 
 
 def profile_finding(norms: np.ndarray) -> str:
@@ -99,8 +99,13 @@ def profile_finding(norms: np.ndarray) -> str:
     ratio = np.max(end) / max(np.min(end), np.finfo(float).tiny)
     return (
         f"At the end of training |dL/ds_t| is largest at t = {np.argmax(end) + 1}, "
-        f"{ratio:.2g} times its smallest (t = {np.argmin(end) + 1})"
+        f"{_ratio(ratio)} times its smallest (t = {np.argmin(end) + 1})"
     )
+
+
+def _ratio(value: float) -> str:
+    """A ratio in a sentence: an exponent only where the digits would be many."""
+    return f"{value:,.0f}" if 10 <= value < 1e6 else f"{value:.2g}"
 
 
 def summand_finding(summands: dict[str, np.ndarray]) -> str:
