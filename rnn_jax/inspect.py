@@ -1,15 +1,14 @@
 """A recurrence inside any JAX function, as what every function of `gradflow` takes."""
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from rnn_jax.cells import Cell
+from rnn_jax.direct_gradients import direct_gradients, on_valid_steps
 from rnn_jax.found_cells import (
     LayerParams,
     batch_axes_of,
@@ -18,19 +17,14 @@ from rnn_jax.found_cells import (
     with_user_params,
 )
 from rnn_jax.scans import (
-    Program,
     Recurrence,
     Select,
-    Slots,
     body_of,
-    capture,
     differentiable,
     equation_at,
-    evaluate,
     find_recurrences,
     kind_of,
     levels_of,
-    make_cut,
     nothing_found,
     number_slots,
     origin_of,
@@ -39,7 +33,6 @@ from rnn_jax.scans import (
     varied_operands,
     whole_state,
 )
-from rnn_jax.tap import cut, tap
 from rnn_jax.traced_loss import TracedLoss, trace_loss
 from rnn_jax.types import Array, State
 
@@ -155,57 +148,6 @@ def _layers_of(traced: TracedLoss, recurrence: Recurrence) -> dict[str, Layer]:
     return layers
 
 
-def _run(
-    traced: TracedLoss, slots: Slots, read: Callable[..., Any]
-) -> tuple[tuple[Array, Any], list[Array]]:
-    """What `read` returns at the recurrence, and e_t of each leaf, `[*outer, T, ...]`."""
-    jaxpr, consts = traced.program
-    recurrence = slots.recurrence
-    sizes = tuple(outer.size for outer in recurrence.outer)
-    count = math.prod(sizes)
-    plan = make_cut(jaxpr, slots, cut if sizes else _cut_everywhere)
-    types = dict(zip(slots.slots, (leaf.aval for leaf in recurrence.leaves), strict=True))
-
-    @jax.jit
-    def both(consts: Any, leaves: Any) -> Any:
-        program = Program(jaxpr, consts)
-
-        def loss(marks: Any) -> Array:
-            return evaluate(program, plan, marks, leaves)[0]
-
-        def of_instance(number: Array) -> dict[int, Array]:
-            """One instance is cut, and those of later steps of the outer scans are not."""
-            here = (jnp.arange(count) == number).reshape(*sizes, 1)
-            marks = {
-                slot: jnp.broadcast_to(
-                    here.reshape(*sizes, *(1,) * (1 + len(aval.shape))),
-                    (*sizes, recurrence.num_steps, *aval.shape),
-                ).astype(aval.dtype)
-                for slot, aval in types.items()
-            }
-            flat = jax.tree.map(
-                lambda g: g.reshape(count, *g.shape[len(sizes) :]), jax.grad(loss)(marks)
-            )
-            return jax.tree.map(lambda g: g[number], flat)
-
-        gradients = lax.map(of_instance, jnp.arange(count))
-        gradients = jax.tree.map(lambda g: g.reshape(*sizes, *g.shape[1:]), gradients)
-        return capture(program, recurrence.path, leaves, read), gradients
-
-    captured, by_slot = both(list(consts), traced.leaves)
-    # Leaves that are one variable share their e_t: it counts once.
-    first = {slot: n for n, slot in reversed([*enumerate(slots.slots)])}
-    gradients = [
-        by_slot[slot] if first[slot] == n else jnp.zeros_like(by_slot[slot])
-        for n, slot in enumerate(slots.slots)
-    ]
-    return captured, gradients
-
-
-def _cut_everywhere(value: Array, mark: Array) -> Array:
-    return tap(lax.stop_gradient(value), mark)
-
-
 def _of_scan(traced: TracedLoss, recurrence: Recurrence, eqn: Any) -> Any:
     body = body_of(eqn, [leaf.position for leaf in recurrence.leaves])
     (slots,) = number_slots([whole_state(recurrence, eqn, body)])
@@ -215,7 +157,7 @@ def _of_scan(traced: TracedLoss, recurrence: Recurrence, eqn: Any) -> Any:
     for n in varied & set(body.constants):
         if (origin := origin_of(jaxpr, recurrence.path, n)) is not None:
             origins[n] = origin
-    captured, gradients = _run(
+    captured, gradients = direct_gradients(
         traced, slots, lambda eqn, values: read_scan(eqn, values, body)._asdict()
     )
     types = [leaf.aval for leaf in slots.recurrence.leaves]
@@ -254,7 +196,7 @@ def _of_unroll(traced: TracedLoss, recurrence: Recurrence, eqn: Any) -> Any:
     source, num_states = eqn.params["source"], eqn.params["num_states"]
     _check_not_mapped(recurrence, eqn)
     (slots,) = number_slots([recurrence])
-    captured, gradients = _run(
+    captured, gradients = direct_gradients(
         traced,
         slots,
         lambda _, values: jax.tree.unflatten(source.depends_on, values[num_states:]),
@@ -278,7 +220,7 @@ def _of_unroll(traced: TracedLoss, recurrence: Recurrence, eqn: Any) -> Any:
             cell = with_user_params(cell, restore)
             own = own_params(traced.arguments, traced.leaves, set(arguments))
             params = LayerParams(own, ())
-        e = [_without_padding(g, valid) for g in gradients]
+        e = [on_valid_steps(g, valid) for g in gradients]
         return Layer(cell, params, state, xs, _immediate(jax.tree.unflatten(source.state, e)))
 
     return captured, gradients, finish
@@ -289,18 +231,6 @@ def _immediate(gradients: State) -> "Immediate":
     from rnn_jax.gradflow import Immediate
 
     return Immediate(gradients)
-
-
-def _without_padding(gradient: Array, valid: Array | None) -> Array:
-    """e_t of a state that stays as it was on padding: what reaches it there is its last step's."""
-    if valid is None:
-        return gradient
-    mask = jnp.broadcast_to(
-        valid.reshape(*valid.shape, *(1,) * (gradient.ndim - valid.ndim)), gradient.shape
-    )
-    padding = jnp.sum(jnp.where(mask, 0, gradient), axis=0, keepdims=True)
-    last = mask & ~jnp.concatenate([mask[1:], jnp.zeros_like(mask[:1])])
-    return jnp.where(mask, gradient, 0) + jnp.where(last, padding, 0)
 
 
 def _check_not_mapped(recurrence: Recurrence, eqn: Any) -> None:

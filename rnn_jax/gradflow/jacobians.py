@@ -6,24 +6,20 @@ floats can hold. It is kept as Q R, with R triangular and the size of each of it
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from rnn_jax import bptt
 from rnn_jax.cells import Cell
 from rnn_jax.checks import check_fit, num_steps_of
-from rnn_jax.decompositions import QR, log_singular_values, qr
-from rnn_jax.gradflow import finite
-from rnn_jax.gradflow.arguments import checked
+from rnn_jax.decompositions import log_singular_values
+from rnn_jax.gradflow import frames
 from rnn_jax.gradflow.fallback import with_fallback
 from rnn_jax.gradflow.scaled import (
     NO_EXPONENT,
     Scaled,
-    apply,
     exponent_of,
     is_finite,
     is_zero,
@@ -31,10 +27,9 @@ from rnn_jax.gradflow.scaled import (
     rescale,
     scaled_log,
 )
-from rnn_jax.norms import flat_examples, state_norm
+from rnn_jax.norms import state_norm
 from rnn_jax.placement import batch_axes, beside, mean, on_its_mesh
 from rnn_jax.types import Array, Params, State
-from rnn_jax.unroll import run_forward
 
 
 @on_its_mesh
@@ -66,7 +61,7 @@ def jacobian_product(cell: Cell, params: Params, state: State, xs: Array) -> Arr
     >>> bool(jnp.allclose(logs, 400 * jnp.log(0.5), rtol=1e-5))
     True
     """
-    return _mean_over_batch(_log_singular_values, cell, _trajectory(cell, params, state, xs))
+    return _mean_over_batch(_log_singular_values, cell, frames.trajectory(cell, params, state, xs))
 
 
 @on_its_mesh
@@ -120,7 +115,7 @@ def lyapunov_spectrum(
         raise ValueError(f"burn_in is {burn_in}; with {num_steps} steps give 0..{num_steps - 1}")
     if not 1 <= qr_every <= num_steps:
         raise ValueError(f"qr_every is {qr_every}; with {num_steps} steps give 1..{num_steps}")
-    run = _trajectory(cell, params, state, xs)
+    run = frames.trajectory(cell, params, state, xs)
     size = run.flat.shape[1]
     count = size if num_exponents is None else num_exponents
     if not 1 <= count <= size:
@@ -131,36 +126,9 @@ def lyapunov_spectrum(
     return _mean_over_batch(spectrum, cell, run)
 
 
-class _Run(NamedTuple):
-    """What each Jacobian of a trajectory is taken at; E is the number of examples.
-
-    Attributes:
-        params: the cell's parameters, in float32 at least.
-        previous: s_0..s_{T-1}, leaves `[T, B, H]`.
-        xs: `[T, B, D]`.
-        flat: s_0, `[E, N]`.
-        restore: `[E, N]` -> a state, leaves `[B, H]`.
-        batch_ndim: number of axes of B.
-    """
-
-    params: Params
-    previous: State
-    xs: Any
-    flat: Array
-    restore: Callable[[Array], State]
-    batch_ndim: int
-
-
-def _trajectory(cell: Cell, params: Params, state: State, xs: Any) -> _Run:
-    params, state, xs, _, batch_shape = checked(cell, params, state, xs)
-    # A plain scan, so that derivatives of any order and mode go through.
-    run = run_forward(cell._replace(affine=None), params, state, xs)
-    finite.check_states(run.states)
-    flat, restore = flat_examples(state, len(batch_shape))
-    return _Run(params, bptt.previous_states(run), xs, flat, restore, len(batch_shape))
-
-
-def _mean_over_batch(measure: Callable[..., tuple[Array, Array]], cell: Cell, run: _Run) -> Array:
+def _mean_over_batch(
+    measure: Callable[..., tuple[Array, Array]], cell: Cell, run: frames.Run
+) -> Array:
     """Mean over the batch of what `measure` finds for each example.
 
     `measure` is `(cell, run, careful) -> (results [E, k], whether they held)`.
@@ -177,89 +145,21 @@ def _mean_over_batch(measure: Callable[..., tuple[Array, Array]], cell: Cell, ru
     )
 
 
-def _push(cell: Cell, run: _Run, previous: State, x: Any, vectors: Scaled, careful: bool) -> Scaled:
-    """J_t times each row of `vectors`, `[E, k, N]`, each at a scale of its own."""
-    jvp = _forward(lambda state: cell.step(run.params, state, x), previous)
-
-    def product(v: Array) -> Array:
-        return flat_examples(jvp(run.restore(v)), run.batch_ndim)[0]
-
-    return apply(jax.vmap(product, in_axes=1, out_axes=1), vectors, careful)
-
-
-def _forward(step: Callable[[State], State], state: State) -> Callable[[State], State]:
-    """J v as a function of v; a function with a derivative of its own has J^T alone."""
-    try:
-        return jax.linearize(step, state)[1]
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
-            raise
-    _, pull = jax.vjp(step, state)
-    push = jax.linear_transpose(lambda adjoint: pull(adjoint)[0], state)
-    return lambda v: push(v)[0]
-
-
-def _pull(cell: Cell, run: _Run, previous: State, x: Any, vectors: Scaled, careful: bool) -> Scaled:
-    """J_t^T times each row of `vectors`, `[E, k, N]`, each at a scale of its own."""
-    _, vjp = jax.vjp(lambda state: cell.step(run.params, state, x), previous)
-
-    def product(v: Array) -> Array:
-        return flat_examples(vjp(run.restore(v))[0], run.batch_ndim)[0]
-
-    return apply(jax.vmap(product, in_axes=1, out_axes=1), vectors, careful)
-
-
-LARGEST_TRACED_FRAME = 1024
-"""Units of a state whose frame is made while the program is traced."""
-
-
-def _random_frame(run: _Run, count: int | None = None) -> Array:
-    """Orthonormal `[E, N, k]`: the identity's columns may lie in invariant subspaces for good.
-
-    It depends on no argument, so that NumPy makes it while the program is traced, where it is
-    small: to trace a large program must not take its memory.
-    """
-    size, dtype = run.flat.shape[1], run.flat.dtype
-    if size > LARGEST_TRACED_FRAME:
-        normal = jax.random.normal(jax.random.key(0), (size, size), dtype)
-        frame = qr(normal[:, :count]).Q
-    else:
-        nowhere = jax.sharding.AbstractMesh((), ())
-        with jax.ensure_compile_time_eval(), jax.sharding.use_abstract_mesh(nowhere):
-            normal = jax.random.normal(jax.random.key(0), (size, size), dtype)
-            values, triangle = np.linalg.qr(np.asarray(normal[:, :count]))
-        frame = jnp.asarray(values * np.sign(np.diagonal(triangle)), dtype)
-    frame = beside(frame, run.flat)
-    # Of every example the same, and where its state is.
-    return jax.vmap(lambda state: frame + jnp.zeros_like(state[0]))(run.flat)
-
-
-def _columns(frame: Array) -> Scaled:
-    """The columns of `[E, N, k]` as scaled vectors `[E, k, N]`."""
-    vectors = jnp.swapaxes(frame, 1, 2)
-    return rescale(vectors, jnp.zeros_like(vectors[..., 0], jnp.int32))
-
-
-def _frame_of(vectors: Scaled) -> QR:
-    """The vectors made orthonormal again, columns of Q `[E, N, k]`."""
-    return jax.vmap(qr)(jnp.swapaxes(vectors.value, 1, 2))
-
-
 def _spectrum(
-    cell: Cell, run: _Run, *, count: int, burn_in: int, qr_every: int, careful: bool
+    cell: Cell, run: frames.Run, *, count: int, burn_in: int, qr_every: int, careful: bool
 ) -> tuple[Array, Array]:
     """Exponents `[E, k]` of the examples' trajectories, and whether the products held."""
-    frame = _random_frame(run, count)
+    frame = frames.random_frame(run, count)
     num_steps = num_steps_of(run.xs)
 
     def steps(frame: Array, inputs: tuple[State, Any]) -> tuple[Array, tuple[Array, Array]]:
         def push(vectors: Scaled, step: tuple[State, Any]) -> tuple[Scaled, Array]:
-            vectors = _push(cell, run, *step, vectors, careful)
+            vectors = frames.push(cell, run, *step, vectors, careful)
             return vectors, is_finite(vectors)
 
-        vectors, held = lax.scan(push, _columns(frame), inputs)
+        vectors, held = lax.scan(push, frames.columns(frame), inputs)
         # A column's scale goes through to its entry of the diagonal.
-        frame, triangle = _frame_of(vectors)
+        frame, triangle = frames.frame_of(vectors)
         diagonal = jnp.abs(jnp.diagonal(triangle, axis1=1, axis2=2))
         return frame, (scaled_log(diagonal, vectors.exponent), jnp.all(held))
 
@@ -288,21 +188,21 @@ def _spectrum(
     return lax.top_k(total / (num_steps - burn_in), count)[0], first_held & held
 
 
-def _log_singular_values(cell: Cell, run: _Run, *, careful: bool) -> tuple[Array, Array]:
+def _log_singular_values(cell: Cell, run: frames.Run, *, careful: bool) -> tuple[Array, Array]:
     """ln singular values `[E, N]` of each example's J_T ... J_1, and whether the products held."""
-    frame = _random_frame(run)
+    frame = frames.random_frame(run)
     steps = (run.previous, run.xs)
 
     def forward(
         frame: Array, inputs: tuple[State, Any]
     ) -> tuple[Array, tuple[Array, Array, Array]]:
-        vectors = _push(cell, run, *inputs, _columns(frame), careful)
-        frame, triangle = _frame_of(vectors)
+        vectors = frames.push(cell, run, *inputs, frames.columns(frame), careful)
+        frame, triangle = frames.frame_of(vectors)
         return frame, (triangle, vectors.exponent, is_finite(vectors))
 
     def backward(frame: Array, inputs: tuple[State, Any]) -> tuple[Array, Array]:
-        vectors = _pull(cell, run, *inputs, _columns(frame), careful)
-        return _frame_of(vectors).Q, is_finite(vectors)
+        vectors = frames.pull(cell, run, *inputs, frames.columns(frame), careful)
+        return frames.frame_of(vectors).Q, is_finite(vectors)
 
     # There and back the frame turns to the product's right singular vectors, in falling order of
     # their values. From then on no triangle mixes a small row into a large one's rounding error.
